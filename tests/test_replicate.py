@@ -1,0 +1,76 @@
+"The runner: what it refuses, how it fails, what it writes."
+import json, shutil, subprocess, sys
+from pathlib import Path
+import nbformat as nbf
+import pytest
+from compeffdist.replicate import check_parameters, git_commit, main, notebooks, replicate, run_notebook
+from compeffdist.settings import UserError, project_root
+
+ROOT = project_root(Path(__file__))
+
+def notebook(path, *code, tags=("parameters",)):
+    nb = nbf.v4.new_notebook(cells=[nbf.v4.new_code_cell(c) for c in code])
+    nb.metadata["kernelspec"] = dict(name="python3", display_name="python3", language="python")
+    if tags: nb.cells[0].metadata["tags"] = list(tags)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbf.write(nb, path)
+    return path
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "A small project of its own: settings, notebooks, outputs."
+    shutil.copy(ROOT/"settings.ini", tmp_path)
+    (tmp_path/"nbs").mkdir()
+    for name in ("COMPEFFDIST_ROOT",): monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+def test_a_notebook_without_its_parameters_cell_is_refused(project):
+    with pytest.raises(UserError, match="0 cells tagged"): check_parameters(notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", tags=()), {})
+
+def test_an_unknown_parameter_is_refused_before_anything_runs(project, capsys):
+    notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "open('ran', 'w')")
+    assert main(["--profile", "tiny", "-p", "shoots", "4"]) == 2
+    assert "no parameter 'shoots'" in capsys.readouterr().err and not (project/"ran").exists() and not (project/"nbs/ran").exists()
+
+def test_parameters_reach_the_notebook(project):
+    notebook(project/"nbs/00_a.ipynb", "profile = 'x'\nshots = 1", "import json; json.dump([profile, shots], open('got.json', 'w'))")
+    replicate("mini", parameters=dict(shots=3))
+    assert json.loads((project/"nbs/got.json").read_text()) == ["mini", 3]
+
+def test_a_users_mistake_ends_in_one_line_and_status_2(project, capsys):
+    notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "from compeffdist.settings import UserError\nraise UserError('the server is down. Start it.')")
+    assert main([]) == 2
+    assert "00_a, cell" in (err := capsys.readouterr().err) and "the server is down. Start it." in err and "Traceback" not in err
+    assert (project/"outputs/tiny/manifest.json").is_file() is False or json.loads((project/"outputs/tiny/manifest.json").read_text())
+
+def test_our_mistake_ends_in_status_1_and_names_the_executed_notebook(project, capsys):
+    notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "1/0")
+    assert main([]) == 1
+    assert "ZeroDivisionError" in (err := capsys.readouterr().err) and "notebooks/00_a.ipynb" in err
+
+def test_what_ran_before_a_failure_is_kept(project):
+    notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "x = 1")
+    notebook(project/"nbs/01_b.ipynb", "profile = 'tiny'", "1/0")
+    assert main([]) == 1
+    manifest = json.loads((project/"outputs/tiny/manifest.json").read_text())
+    assert list(manifest["notebooks"]) == ["00_a"] and (project/"outputs/tiny/notebooks/00_a.ipynb").is_file()
+
+def test_manifest_and_index_tell_what_was_run(project):
+    code = "from compeffdist.settings import load_settings\nfrom compeffdist.store import Store, write_rows\nfrom compeffdist.figures import save_table\nimport pandas as pd\ns = Store(load_settings(profile))\ns.stage('one', lambda out, work: write_rows(out/'x.parquet', [dict(a=1)]) or dict(rows_out=1))\nsave_table(s, 'tab-x', pd.DataFrame(dict(a=[1])), 'One.')"
+    notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", code)
+    index = replicate("tiny")
+    manifest = json.loads((project/"outputs/tiny/manifest.json").read_text())
+    assert manifest["stages"]["one"]["counts"] == dict(rows_out=1) and "tab-x.csv" in manifest["tables"] and manifest["settings"]["seed"] == 42
+    assert str(project) not in json.dumps(manifest), "no path of this machine in what is committed"
+    assert "tab-x" in index.read_text() and "notebooks/00_a.ipynb" in index.read_text() and str(project) not in index.read_text()
+
+def test_the_order_is_the_number(project):
+    for name in ("02a_b", "02_a", "10_c", "00_z"): notebook(project/f"nbs/{name}.ipynb", "profile = 'tiny'")
+    assert [p.stem for p in notebooks()] == ["00_z", "02_a", "02a_b", "10_c"] and [p.stem for p in notebooks(["02"])] == ["02_a", "02a_b"]
+
+def test_commit_outside_a_checkout_is_unknown(tmp_path): assert git_commit(tmp_path) == "unknown"
+
+def test_the_command_exits_with_its_status(project):
+    done = subprocess.run([sys.executable, "-m", "compeffdist.replicate", "--profile", "no"], capture_output=True, text=True)
+    assert done.returncode == 2 and "Allowed: tiny, mini, gpu, paper" in done.stderr

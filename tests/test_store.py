@@ -1,0 +1,159 @@
+"Artefacts, fingerprints, atomic writing, the record of responses."
+import os, signal, subprocess, sys, textwrap, time
+from pathlib import Path
+import pytest
+from compeffdist import store as store_module
+from compeffdist.settings import UserError, load_settings, project_root
+from compeffdist.store import ResponseRecord, Store, atomic, code_digest, content_hash, derive_seed, read_json, read_rows, write_json, write_rows
+
+@pytest.fixture
+def settings(tmp_path): return load_settings("tiny", outputs=str(tmp_path))
+
+def builder(calls, text="x"):
+    def build(out, work):
+        calls.append(1)
+        (out/"a.txt").write_text(text)
+        return dict(rows_out=1)
+    return build
+
+def test_a_stage_is_rebuilt_when_and_only_when_something_it_depends_on_changes(settings):
+    calls, s = [], Store(settings)
+    s.stage("one", builder(calls), params=dict(a=1), code=["settings"])
+    s.stage("two", builder([], "y"), inputs=["one"])
+    assert s.stage("one", builder(calls), params=dict(a=1), code=["settings"]).cached and len(calls) == 1
+    assert s.stage("one", builder(calls), params=dict(a=2), code=["settings"]).reason.startswith("params changed (a)")
+    assert s.stage("two", builder([], "y"), inputs=["one"]).cached, "the input was made again with the same contents"
+    s.stage("one", builder(calls, "other"), params=dict(a=3), code=["settings"])
+    assert s.stage("two", builder([], "y"), inputs=["one"]).reason == "inputs changed"
+
+def test_code_digest_follows_imports_and_ignores_comments_and_docstrings(tmp_path, monkeypatch):
+    package = tmp_path/"compeffdist"
+    package.mkdir()
+    (package/"a.py").write_text("def f():\n    from compeffdist.b import g\n    return g()\n")
+    (package/"b.py").write_text('def g():\n    "Doc."\n    return 1\n')
+    monkeypatch.setattr(store_module, "__file__", str(package/"store.py"))
+    def digest():
+        store_module._code_digests.clear()
+        return code_digest("a")
+    first = digest()
+    (package/"b.py").write_text('def g():\n    "Another."\n    return 1  # why\n')
+    assert digest() == first
+    (package/"b.py").write_text("def g():\n    return 2\n")
+    second = digest()
+    assert second != first
+    (package/"data").mkdir(); (package/"data"/"b_words.json").write_text("[1]")
+    assert digest() != second
+    store_module._code_digests.clear()
+
+def test_a_damaged_artefact_is_refused_by_readers_and_rebuilt_by_its_stage(settings):
+    s = Store(settings)
+    s.stage("one", builder([]))
+    (s.artifacts/"one"/"a.txt").write_text("edited")
+    fresh = Store(settings)
+    with pytest.raises(UserError, match="a.txt changed since it was written"): fresh.path("one", "a.txt")
+    assert fresh.stage("one", builder([])).reason.startswith("a.txt changed")
+    assert Store(settings).path("one", "a.txt").read_text() == "x"
+
+def test_a_missing_stage_and_a_missing_file_say_what_to_run(settings):
+    s = Store(settings)
+    with pytest.raises(UserError, match="make replicate"): s.path("nothing", "x")
+    with pytest.raises(UserError, match="make replicate"): s.stage("two", builder([]), inputs=["nothing"])
+    s.stage("one", builder([]))
+    with pytest.raises(UserError, match="it has: a.txt"): s.path("one", "b.txt")
+
+def test_a_failing_build_leaves_the_old_artefact(settings):
+    s = Store(settings)
+    s.stage("one", builder([]), params=dict(a=1))
+    def fails(out, work): (out/"a.txt").write_text("half"); raise RuntimeError("no")
+    with pytest.raises(RuntimeError): s.stage("one", fails, params=dict(a=2))
+    assert Store(settings).path("one", "a.txt").read_text() == "x"
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from compeffdist.settings import load_settings
+from compeffdist.store import Store, write_rows
+s = Store(load_settings("tiny", outputs=sys.argv[1]))
+def build(out, work):
+    for i in range(40):
+        if not (work/f"{i}").exists():
+            time.sleep(0.01); (work/f"{i}").write_text("done")
+        (out/f"part-{i}.txt").write_text(str(i))
+    write_rows(out/"rows.parquet", [dict(i=i) for i in range(40)])
+print("ready", flush=True)
+s.stage("one", build)
+s.stage("two", lambda out, work: write_rows(out/"n.parquet", [dict(n=len(s.rows("one", "rows.parquet")))]), inputs=["one"])
+"""
+
+def hashes(root): return {p.relative_to(root).as_posix(): content_hash(p) for p in sorted(root.rglob("*")) if p.is_file() and p.name != "stage.json" and ".work" not in p.parts}
+
+def test_kill_at_any_moment_then_the_same_command_gives_the_same_files(tmp_path):
+    script = tmp_path/"killed.py"
+    script.write_text(KILLED)
+    command = lambda out: [sys.executable, str(script), str(out)]
+    subprocess.run(command(tmp_path/"undisturbed"), check=True, capture_output=True)
+    for delay in (0.0, 0.05, 0.15, 0.25, 0.35, 0.5):
+        process = subprocess.Popen(command(tmp_path/"killed"), stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL); process.wait()
+    subprocess.run(command(tmp_path/"killed"), check=True, capture_output=True)
+    assert hashes(tmp_path/"killed") == hashes(tmp_path/"undisturbed") and len(hashes(tmp_path/"killed")) == 42
+
+def test_atomic_leaves_no_partial_file_and_keeps_the_old_one(tmp_path):
+    write_json(tmp_path/"a.json", 1)
+    with pytest.raises(RuntimeError):
+        with atomic(tmp_path/"a.json") as p: p.write_text("half"); raise RuntimeError
+    assert read_json(tmp_path/"a.json") == 1 and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path/"disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode: pytest.skip("a small disk can only be mounted by root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+def test_a_full_disk_is_one_clear_error_and_keeps_what_was_finished(small_disk):
+    s = Store(load_settings("tiny", outputs=str(small_disk)))
+    s.stage("one", builder([]))
+    with pytest.raises(UserError, match="[Ff]ree some"): s.stage("big", lambda out, work: write_rows(out/"x.parquet", [dict(t=os.urandom(1000).hex()) for _ in range(3000)]))
+    assert Store(s.settings).path("one", "a.txt").read_text() == "x"
+    with pytest.raises(UserError, match="the disk is full"): s.stage("big", lambda out, work: (out/"x").write_bytes(bytes(3 << 20)))
+
+def test_a_full_disk_while_recording_keeps_the_responses_recorded(small_disk):
+    record = ResponseRecord(small_disk/"r.sqlite")
+    with pytest.raises(UserError, match="responses recorded so far are kept"):
+        for i in range(3000): record.put(f"k{i}", text=os.urandom(500).hex(), params={})
+    kept = i
+    assert kept > 10 and len(ResponseRecord(small_disk/"r.sqlite")) == kept
+
+@pytest.mark.parametrize("read", [read_rows, read_json])
+def test_a_half_written_file_is_named(tmp_path, read):
+    file = tmp_path/"half.bin"
+    file.write_bytes(b"PAR1{")
+    with pytest.raises(UserError, match="half.bin"): read(file)
+
+def test_a_file_that_is_no_record_is_named(tmp_path):
+    (tmp_path/"r.sqlite").write_bytes(b"not a database" * 1000)
+    with pytest.raises(UserError, match="r.sqlite"): ResponseRecord(tmp_path/"r.sqlite")
+
+def test_record_survives_many_keys_and_a_second_reader(tmp_path):
+    record = ResponseRecord(tmp_path/"r.sqlite")
+    for i in range(1201): record.put(f"k{i}", text=str(i), params=dict(n=i))
+    other = ResponseRecord(tmp_path/"r.sqlite")
+    assert {k: v["text"] for k, v in other.get_many([f"k{i}" for i in range(1201)]).items()} == {f"k{i}": str(i) for i in range(1201)}
+    record.bury("k5000", "s", "r", "why"); record.put("k5000", text="back", params={})
+    assert other.dead() == []
+
+def test_seeds_differ_by_every_part_and_do_not_collide():
+    seeds = {derive_seed(42, stage, i) for stage in ("a", "b") for i in range(5000)}
+    assert len(seeds) >= 9990 and derive_seed(1, "a", 1) != derive_seed(2, "a", 1) and derive_seed(1, "a", "b") != derive_seed(1, "ab")
+
+def test_rows_round_trip_in_every_form(tmp_path):
+    import pandas as pd
+    from datasets import Dataset
+    rows = [dict(id="é", n=1, l=["a"]), dict(id="b\n", n=2, l=[])]
+    for i, form in enumerate((rows, pd.DataFrame(rows), Dataset.from_list(rows))):
+        write_rows(tmp_path/f"{i}.parquet", form)
+        assert read_rows(tmp_path/f"{i}.parquet").to_list() == rows

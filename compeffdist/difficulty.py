@@ -6,11 +6,11 @@
 __all__ = ['BLOCK', 'EDGE', 'METRICS', 'HEAD', 'SLIM', 'token_ranks', 'token_rank_scores', 'token_nll', 'answer_rank_score',
            'Encoded', 'encode_sample', 'plan_batches', 'score', 'load_scorer', 'base_path', 'difficulty_stage']
 
-# %% ../nbs/08_difficulty.ipynb #09188236
-import json, math, warnings
+# %% ../nbs/08_difficulty.ipynb #26b2fd8b
+import json, math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any, Sequence
 from .settings import Settings, UserError
 from .store import Store, derive_seed, text_hash, write_rows
 
@@ -67,7 +67,7 @@ def _nucleus_sizes(weights, goal, top_p):
         left = left[~done]
     return sizes
 
-# %% ../nbs/08_difficulty.ipynb #56d18b91
+# %% ../nbs/08_difficulty.ipynb #eed7c1af
 def _block_scores(x, targets, top_p, first_row):
     "Token scores of a few rows of float32 logits."
     import torch
@@ -78,8 +78,7 @@ def _block_scores(x, targets, top_p, first_row):
     x, targets, top = x[hard], targets[hard], top[hard, None]
     own = x.gather(1, targets[:, None])
     ahead = _ahead(x, targets, own)
-    rank = ahead.sum(-1, dtype=torch.int32)
-    weights = (x - top).exp_()
+    rank, weights = ahead.sum(-1, dtype=torch.int32), (x - top).exp_()
     goal = weights.sum(-1, dtype=torch.float64) * top_p * (1 - EDGE)
     before = (weights * ahead).sum(-1, dtype=torch.float64)
     inside = (own[:, 0] > -math.inf) if top_p == 1 else before < goal
@@ -232,7 +231,7 @@ def _answer_tokens(decoder, project, batch, vocab_rows, function, device):
         out.append([v[at:at + n] for v in values]); at += n
     return out
 
-# %% ../nbs/08_difficulty.ipynb #cb4fab98
+# %% ../nbs/08_difficulty.ipynb #f6783649
 def _unconditioned(tokenizer, e):
     "The same answer without its prompt."
     opener = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -240,7 +239,6 @@ def _unconditioned(tokenizer, e):
     return Encoded(e.row, [opener] + e.ids[e.start:], 1)
 
 def _perplexity(nll): return math.exp(min(math.fsum(nll) / len(nll), 700.0))
-
 def _as_rows(samples):
     "Rows with `prompt` and `answer` from a Dataset, a DataFrame, dicts or pairs."
     if hasattr(samples, "to_dict") and hasattr(samples, "columns"): samples = samples.to_dict("records")
@@ -344,7 +342,7 @@ def score(
         if not e.error: _fill(new, metric, values[e.row], skip_top_rank, per_token)
     return Dataset.from_list(out)
 
-# %% ../nbs/08_difficulty.ipynb #82e4cbe4
+# %% ../nbs/08_difficulty.ipynb #9c639bae
 def _scored(model, tokenizer, rows, ids, encoded, metric, top_p, batch_tokens, exact, per_token, work, progress):
     "Token values by row number; reads and extends the record of finished rows in `work`."
     import torch
@@ -353,8 +351,7 @@ def _scored(model, tokenizer, rows, ids, encoded, metric, top_p, batch_tokens, e
     first = next(model.parameters())
     if exact is None: exact = first.device.type == "cpu" and first.dtype == torch.float32
     # batches that round differently must not share a record
-    facts = [metric, top_p, per_token, "exact" if exact else batch_tokens, str(first.dtype)]
-    mark = _fingerprint(model, facts)
+    mark = _fingerprint(model, [metric, top_p, per_token, "exact" if exact else batch_tokens, str(first.dtype)])
     names = [f"sample {i!r} (row {n})" for n, i in enumerate(ids)]
     keys = [text_hash(json.dumps([mark, i, e.ids, e.start])) for i, e in zip(ids, encoded)]
     path = Path(work)/"scored.jsonl" if work else None
@@ -364,8 +361,7 @@ def _scored(model, tokenizer, rows, ids, encoded, metric, top_p, batch_tokens, e
     def save(key, value):
         done[key] = value
         if handle: handle.write("\n" + json.dumps([key, value])); handle.flush()
-    training = model.training
-    model.eval()
+    training, _ = model.training, model.eval()
     try:
         with torch.inference_mode(): _run(model, tokenizer, encoded, metric, top_p, batch_tokens, exact, per_token, names, done, keys, save, progress)
     finally:
@@ -395,7 +391,7 @@ def base_path(settings: Settings, store: Store) -> Path:
     from compeffdist.base import base_stage
     return Path(base_stage(settings, store, settings.families[0]).path)
 
-# %% ../nbs/08_difficulty.ipynb #be574ec6
+# %% ../nbs/08_difficulty.ipynb #61e5ebe5
 SLIM = ["id", "rank_score", "n_surprising", "n_tokens", "n_prompt_tokens", "truncated", "error"]
 
 def difficulty_stage(
@@ -403,8 +399,7 @@ def difficulty_stage(
     store: Store, # where corpus and base student are
 ) -> Any: # StageResult; scores.parquet: id, rank_score, n_surprising, n_tokens, n_prompt_tokens, truncated, error
     "Rank scores of the whole corpus; goes on where a killed run stopped."
-    student = settings.difficulty_model == "student"
-    base = f"base-{settings.families[0]}"
+    student, base = settings.difficulty_model == "student", f"base-{settings.families[0]}"
     if student: base_path(settings, store)
     keys = ("difficulty_model", "difficulty_revision", "difficulty_top_p", "difficulty_skip_top_rank", "difficulty_batch_tokens", "student_dtype", "train_chat_template", "train_max_length", "families")
     def build(out, work):

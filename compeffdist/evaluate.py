@@ -95,7 +95,7 @@ def build_items(
             items += [Item(task, seed, i, test[i], tuple(pool[j] for j in d), max_words) for i, d in zip(kept, draws)]
     return items
 
-# %% ../nbs/11a_evaluate.ipynb #5fa1794f
+# %% ../nbs/11a_evaluate.ipynb #a9c587f3
 def budget(
     task: Task, # what is asked
     settings: Settings, # for the extraction budgets
@@ -109,7 +109,8 @@ def encode(
     prompts: Sequence[str], # plain prompts
     chat: bool = False, # wrap each in the tokenizer's chat template
 ) -> list[list[int]]: # token ids, unpadded
-    "Token ids of prompts."
+    "Token ids of prompts; raises `UserError` for a chat template that is not there."
+    if chat and not tokenizer.chat_template: raise UserError("eval_chat_template = true, but the model's tokenizer has no chat template. Set eval_chat_template = false, or use an instruction-tuned model.")
     if chat: prompts = [tokenizer.apply_chat_template([dict(role="user", content=p)], tokenize=False, add_generation_prompt=True) for p in prompts]
     return tokenizer(list(prompts), add_special_tokens=not chat)["input_ids"]
 
@@ -219,7 +220,14 @@ def _prefill(model, ids):
     out = model(input_ids=padded, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True, logits_to_keep=1)
     return mask, out.logits[:, -1], out.past_key_values
 
-# %% ../nbs/11a_evaluate.ipynb #967b8082
+# %% ../nbs/11a_evaluate.ipynb #80bae73f
+def _step(model, token, mask, cache):
+    "One more token for each row: the longer mask and the next logits."
+    import torch
+    mask = torch.cat([mask, mask.new_ones(len(token), 1)], 1)
+    out = model(input_ids=token[:, None], attention_mask=mask, position_ids=mask.sum(1, keepdim=True) - 1, past_key_values=cache, use_cache=True)
+    return mask, out.logits[:, -1]
+
 def decode_batch(
     model: Any, # a transformers causal language model
     ids: Sequence[Sequence[int]], # prompts of one batch
@@ -241,11 +249,10 @@ def decode_batch(
                 keep = alive.nonzero()[:, 0]
                 rows, token, mask = rows[keep], token[keep], mask[keep]
                 cache.batch_select_indices(keep)
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-            out = model(input_ids=token[:, None], attention_mask=mask, position_ids=mask.sum(1, keepdim=True) - 1, past_key_values=cache, use_cache=True)
-            logits = out.logits[:, -1]
+            mask, logits = _step(model, token, mask, cache)
     return answers
 
+# %% ../nbs/11a_evaluate.ipynb #b958f9d6
 def decode(
     model: Any, # a transformers causal language model
     tokenizer: Any, # its tokenizer
@@ -262,7 +269,7 @@ def decode(
         for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True)): texts[i] = text
     return texts
 
-# %% ../nbs/11a_evaluate.ipynb #0d9e8938
+# %% ../nbs/11a_evaluate.ipynb #e2625880
 @dataclass(frozen=True)
 class Answer:
     "What a system said to one item."
@@ -274,6 +281,7 @@ def _array_answer(item, text):
     found = first_array(text) if text else text
     return Answer(item, text if item.task.labels else found, bool(text) and not item.task.labels and found not in text)
 
+# %% ../nbs/11a_evaluate.ipynb #40b6a91c
 class Student:
     "A causal language model that answers items."
     def __init__(
@@ -330,7 +338,7 @@ class TeacherStudent:
         responses = ask(self.teacher, requests, self.record, self.settings.seed, stage="sentibench", progress=False)
         return [_array_answer(i, r.text) for i, r in zip(items, responses)]
 
-# %% ../nbs/11a_evaluate.ipynb #c68d001a
+# %% ../nbs/11a_evaluate.ipynb #ef3abf5f
 def _text(value):
     "A cell for the table: text that can be written as UTF-8."
     text = value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)
@@ -356,9 +364,9 @@ def summary(
     groups, out = {}, []
     for r in rows: groups.setdefault((r["task"], r["seed"]), []).append(r)
     for (name, seed), part in groups.items():
-        s = summarise(name, part, rules)
+        s, full = summarise(name, part, rules), max(p["shots"] for p in part)
         out.append(dict(task=name, group=TASKS[name].group, seed=seed, metric=TASKS[name].metric, score=s["f1"], precision=s["precision"], recall=s["recall"], accuracy=s["accuracy"],
-            n_items=s["n_items"], shots=max(p["shots"] for p in part), fewer_shots=sum(p["shots"] < max(q["shots"] for q in part) for p in part),
+            n_items=s["n_items"], shots=full, fewer_shots=sum(p["shots"] < full for p in part),
             invalid=sum(p["status"] in ("invalid", "none", "dead") for p in part), rules=rules))
     return out
 
@@ -395,7 +403,7 @@ def _by_task(items):
     for i in items: parts.setdefault(i.task.name, []).append(i)
     return list(parts.values())
 
-# %% ../nbs/11a_evaluate.ipynb #98948881
+# %% ../nbs/11a_evaluate.ipynb #55c8b1ac
 _KEYS = ("seed", "shots", "shots_reduce", "eval_seeds", "eval_limit", "max_words", "eval_batch_tokens", "eval_max_new_tokens", "eval_max_new_tokens_opener",
     "eval_rules", "eval_chat_template", "eval_context", "student_dtype")
 
@@ -413,7 +421,14 @@ def _resume(work, part, answerer):
     if not file.is_file(): write_json(file, [dict(text=_text(a.text), cut=a.cut, shots=len(a.item.demonstrations)) for a in answerer().answer(part)])
     return [Answer(replace(i, demonstrations=i.demonstrations[:a["shots"]]), a["text"], a["cut"]) for i, a in zip(part, read_json(file))]
 
-# %% ../nbs/11a_evaluate.ipynb #79a7c02a
+def _write(out, rows, who, settings):
+    "Both tables of one system, and the counts of its summary."
+    write_rows(out/"items.parquet", [who | r for r in rows])
+    write_rows(out/"scores.parquet", [who | r for r in summary(rows, settings.eval_rules)])
+    status = Counter(r["status"] for r in rows)
+    return dict(rows_out=len(rows), malformed=status["invalid"] + status["none"], dead=status["dead"], closed=status["closed"], fewer_shots=sum(r["shots"] < settings.shots for r in rows))
+
+# %% ../nbs/11a_evaluate.ipynb #7124b7f6
 def evaluation_stage(
     settings: Settings, # the active profile
     store: Store, # its artefacts
@@ -433,13 +448,8 @@ def evaluation_stage(
         from tqdm.auto import tqdm
         parts = _by_task(_stage_items(settings, store, {} if cache is None else cache))
         rows = [item_row(a, settings.eval_rules) for part in tqdm(parts, desc=f"{family} {system}", unit="task", mininterval=1) for a in _resume(work, part, answerer)]
-        who, status = dict(system=system, family=family), Counter(r["status"] for r in rows)
-        write_rows(out/"items.parquet", [who | r for r in rows])
-        write_rows(out/"scores.parquet", [who | r for r in summary(rows, settings.eval_rules)])
-        shared = {} if teaching else {p[0].task.name: g for p in parts if p[0].task.labels and (g := collisions(label_paths(p[0].task, answerer().tokenizer, settings.eval_chat_template)))}
-        fewer = sum(r["shots"] < settings.shots for r in rows)
-        return dict(rows_out=len(rows), malformed=status["invalid"] + status["none"], dead=status["dead"], closed=status["closed"], fewer_shots=fewer,
-            collisions="; ".join(f"{t}: {' = '.join(g)}" for t, gs in shared.items() for g in gs) or "none")
+        shared = {} if teaching else {p[0].task.name: collisions(label_paths(p[0].task, answerer().tokenizer, settings.eval_chat_template)) for p in parts if p[0].task.labels}
+        return _write(out, rows, dict(system=system, family=family), settings) | dict(collisions="; ".join(f"{t}: {' = '.join(g)}" for t, gs in shared.items() for g in gs) or "none")
 
     params = {k: getattr(settings, k) for k in _KEYS} | (teacher_params(settings) if teaching else {})
     return store.stage(f"evaluation-{family}-{system}", build, inputs=["benchmark"] + ([] if teaching else [model_stage]), params=params, code=["evaluate"] + (["analyst"] if teaching and settings.teacher_backend == "embedded" else []))

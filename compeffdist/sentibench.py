@@ -98,13 +98,13 @@ def get_task(
     if task not in TASKS: raise UserError(f"Unknown SentiBench task {task!r}. Allowed: {', '.join(TASKS)}.")
     return TASKS[task]
 
-# %% ../nbs/11_sentibench.ipynb #3dcf9d43
+# %% ../nbs/11_sentibench.ipynb #a8d02cbb
 def _load(path):
     "The JSON value in `path`; `UserError` for a missing file, wrong encoding or broken JSON."
     try: data = path.read_bytes()
     except FileNotFoundError: raise UserError(f"SentiBench file {path} is missing. Expected <folder>/{path.parent.parent.name}/{path.parent.name}/{path.name}; check the folder, or copy the missing file into it.") from None
     except OSError as e: raise UserError(f"SentiBench file {path} cannot be read: {e.strerror}. Check its permissions.") from None
-    try: text = data.decode("utf-8-sig")
+    try: text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as e: raise UserError(f"SentiBench file {path} is not UTF-8: byte 0x{data[e.start]:02x} at offset {e.start}. Convert it, e.g. `iconv -f latin1 -t utf-8`.") from None
     try: return json.loads(text)
     except json.JSONDecodeError as e: raise UserError(f"SentiBench file {path} is not valid JSON: {e.msg} at line {e.lineno}, column {e.colno}. Fetch the file again or mend that place.") from None
@@ -301,7 +301,7 @@ def _graph_counts(record, predicted):
     pred, want = [spans(t) for t in predicted], _graph_gold(record, tokens)
     return dict(n_pred=len(pred), pred_hits=sum(_weight(p, want) for p in pred), n_gold=len(want), gold_hits=sum(_weight(g, pred) for g in want))
 
-# %% ../nbs/11_sentibench.ipynb #d66f7dff
+# %% ../nbs/11_sentibench.ipynb #f7bda957
 def parse_label(
     task: Task, # a classification task
     text: "str|None", # an answer
@@ -328,7 +328,7 @@ def judge(
         return dict(parsed=label, status=status, gold=want, correct=label == want, **_counts([label] if label else [], [want]))
     items, status = parse_array(output)
     found, truth = predictions(task, record, items), [tuple(w[f] for f in task.fields) for w in want]
-    if rules == "strict": found, truth = list(dict.fromkeys(found)), list(dict.fromkeys(truth))
+    if rules == "strict": found, truth = list(dict.fromkeys(found)), list(dict.fromkeys(tuple(map(str.strip, t)) for t in truth))
     counts = _graph_counts(record, found) if task.name == "opener" and rules == "official" else _counts(found, truth)
     return dict(parsed=found, status=status, gold=truth, correct=Counter(found) == Counter(truth), **counts)
 

@@ -54,7 +54,7 @@ class TextSettings(BaseModel):
     benchmark_train: Positive = 200
     benchmark_test: Positive = 100
 
-# %% ../nbs/00_settings.ipynb #7fccf529
+# %% ../nbs/00_settings.ipynb #36835f86
 class TeacherSettings(BaseModel):
     "The teacher and how it is asked (PAPER sections A and B)."
     teacher_backend: Literal["embedded", "transformers", "vllm", "openai", "replay"] = "embedded"
@@ -73,6 +73,7 @@ class TeacherSettings(BaseModel):
     teacher_gpu_memory: Share = 0.9
     teacher_chat_template: bool = True
     teacher_batch: Positive = 256
+    teacher_extra_body: str = ""
 
 # %% ../nbs/00_settings.ipynb #800012eb
 class InstructionSettings(BaseModel):

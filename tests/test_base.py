@@ -1,0 +1,140 @@
+"Base students: format data, training, shipped checkpoints."
+import json, random, shutil
+from pathlib import Path
+import pytest
+from compeffdist import base, formats
+from compeffdist.settings import UserError, load_settings
+from compeffdist.store import Store
+
+TEXTS = [f"The {noun} was {word} when we came back on day {i}, said Anna." for i, (noun, word) in enumerate(
+    (n, w) for n in "food phone film room soup coffee".split() for w in "red old slow near cold tall green open".split())]
+
+def pool(): return formats.Pool(TEXTS)
+
+def test_every_sample_ends_in_an_answer_that_its_prompt_allows():
+    rng, p = random.Random(0), pool()
+    for _ in range(300):
+        sample = formats.classify_sample(rng, p)
+        assert sample[-1][1] and not sample[-2][1]
+        assert sample[-1][0].strip() in sample[0][0], sample
+
+def test_extraction_answers_are_json_with_the_named_fields_and_copied_values():
+    rng, p = random.Random(1), pool()
+    closed = {v for vs in p.t["categorical"].values() for v in vs}
+    for _ in range(300):
+        sample = formats.extract_sample(rng, p)
+        instruction, block = sample[0][0], sample[-2][0].replace("*", "")
+        found = json.loads(sample[-1][0])
+        for row in found if isinstance(found, list) else [found]:
+            for field, value in row.items():
+                assert field in instruction
+                assert value in closed or value == "NULL" or value in block, (value, block)
+
+def test_induced_labels_are_decided_by_the_demonstrations():
+    rng, p = random.Random(2), pool()
+    for _ in range(100):
+        items = formats._induced(rng, p, ["a", "b"], 4)
+        assert items[-1][1] in {label for _, label in items[:-1]}
+
+def test_label_names_carry_no_sentiment():
+    good, bad = [f"what a wonderful day {i}" for i in range(40)], [f"what an awful day {i}" for i in range(40)]
+    hits = {"wonderful": [], "awful": []}
+    for sample in formats.format_samples(good + bad, 4000, seed=5):
+        for (text, _), (answer, is_answer) in zip(sample, sample[1:]):
+            if is_answer and answer.strip() in ("positive", "negative"):
+                for word in hits:
+                    if word in text.rsplit("\n\n", 1)[-1]: hits[word].append(answer.strip() == "positive")
+    rates = [sum(h) / len(h) for h in hits.values()]
+    assert min(map(len, hits.values())) > 150
+    assert abs(rates[0] - rates[1]) < 0.12, rates
+
+def test_too_few_texts_is_an_error():
+    with pytest.raises(UserError, match="at least 20"): formats.Pool(["one", "two"])
+
+def test_answer_mask_covers_all_answers_and_the_end_token_only():
+    for family in base.FAMILIES:
+        tok = base.train_tokenizer(TEXTS, family, 400)
+        sample = [("Name it.\n\nInput: x\nOutput:", False), (" red", True), ("\n\nInput: y\nOutput:", False), (" green", True)]
+        ids, mask = base.encode_segments([sample], tok)[0]
+        assert tok.decode([i for i, m in zip(ids, mask) if m]) == " red green" + tok.eos_token
+        assert (ids[0] == tok.bos_token_id) == (tok.bos_token is not None)
+
+def test_base_loss_is_the_full_losses_mean():
+    import torch
+    torch.manual_seed(0)
+    model = base.new_model("qwen3", 60, 16, 1, 2)
+    ids = torch.randint(0, 60, (3, 9)); answer = torch.zeros(3, 9, dtype=torch.bool); answer[:, 6:] = True
+    loss, answer_loss = base.base_loss(model, ids, answer, torch.ones_like(answer), 0.3)
+    full = torch.nn.functional.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(3, 8)
+    assert torch.allclose(answer_loss, full[:, 5:].mean(), atol=1e-5)
+    assert torch.allclose(loss, full[:, 5:].mean() + 0.3 * full[:, :5].mean(), atol=1e-5)
+
+@pytest.mark.parametrize("family", list(base.FAMILIES))
+def test_built_checkpoint_loads_and_two_builds_are_equal(family, tmp_path):
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    made = [base.build_base(family, TEXTS, tmp_path/n, steps=4, batch=4, vocab=420, hidden=16, layers=1, heads=2, seed=3) for n in "ab"]
+    a, b = (load_file(tmp_path/n/"model.safetensors") for n in "ab")
+    assert all((a[k] == b[k]).all() for k in a) and made[0] == made[1]
+    model, tok = AutoModelForCausalLM.from_pretrained(tmp_path/"a"), AutoTokenizer.from_pretrained(tmp_path/"a")
+    assert type(model).__name__ == base.FAMILIES[family]["model"]
+    assert tok.decode(tok("the food").input_ids, skip_special_tokens=True) == "the food"
+    assert (tok.eos_token, tok.pad_token, tok.bos_token) == tuple(base.FAMILIES[family][k] for k in ("eos", "pad", "bos"))
+    assert tok.apply_chat_template([dict(role="user", content="hi")], tokenize=False, add_generation_prompt=True).endswith(base.FAMILIES[family]["reply"])
+
+def test_a_killed_build_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    import torch
+    tok = base.train_tokenizer(TEXTS, "llama", 400)
+    samples = formats.format_samples(TEXTS, 60, seed=1)
+    def run(work, stop=None):
+        model, done = base.new_model("llama", len(tok), 16, 1, 2, seed=4), []
+        real = base._step
+        def step(*a):
+            if stop and len(done) == stop: raise KeyboardInterrupt
+            done.append(1); return real(*a)
+        monkeypatch.setattr(base, "_step", step)
+        try: base.train_base(model, tok, samples, steps=130, batch=2, seed=1, work=work)
+        except KeyboardInterrupt: pass
+        monkeypatch.setattr(base, "_step", real)
+        return model, len(done)
+    for n in "ab": (tmp_path/n).mkdir()
+    whole, _ = run(tmp_path/"a")
+    run(tmp_path/"b", stop=110)
+    resumed, steps = run(tmp_path/"b")
+    assert steps == 30
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters()))
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="base_hidden = 130"): base.new_model("llama", 100, 130, 1, 4)
+    with pytest.raises(UserError, match="Allowed: llama, qwen3, gemma3"): base.family_spec("gpt2")
+
+SHIPPED = [f for f in base.FAMILIES if (base.students_folder()/f/"digest.json").is_file()]
+
+def test_all_families_are_shipped(): assert SHIPPED == list(base.FAMILIES)
+
+@pytest.mark.parametrize("family", SHIPPED)
+def test_shipped_students_are_whole_and_small(family):
+    folder = base.students_folder()/family
+    assert base.check_seal(folder)["family"] == family
+    assert sum(p.stat().st_size for p in folder.glob("*.safetensors")) <= 5e6
+
+def test_package_stage_copies_and_refuses_a_changed_checkpoint(tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM
+    import torch
+    shipped = tmp_path/"shipped"
+    base.build_base("llama", TEXTS, shipped/"llama", steps=1, batch=2, vocab=420, hidden=16, layers=1, heads=2, dtype="bfloat16")
+    base.seal(shipped/"llama", family="llama")
+    monkeypatch.setattr(base, "students_folder", lambda: shipped)
+    settings = load_settings("tiny", outputs=str(tmp_path/"out"), student_source="package")
+    result = base.base_stage(settings, Store(settings), "llama")
+    assert AutoModelForCausalLM.from_pretrained(result.path).dtype == torch.float32
+    assert base.base_stage(settings, Store(settings), "llama").cached
+    with open(shipped/"llama"/"model.safetensors", "ab") as f: f.write(b"x")
+    with pytest.raises(UserError, match="model.safetensors is not the shipped file"): base.base_stage(settings, Store(settings), "llama")
+    shutil.rmtree(shipped/"llama")
+    with pytest.raises(UserError, match="No shipped base student"): base.base_stage(settings, Store(settings), "llama")
+
+def test_a_model_that_cannot_be_fetched_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = load_settings("tiny", outputs=str(tmp_path), student_source="hub", student_model_qwen3="nobody/no-such-model")
+    with pytest.raises(UserError, match="nobody/no-such-model.*cannot be loaded"): base.base_stage(settings, Store(settings), "qwen3")

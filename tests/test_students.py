@@ -1,0 +1,126 @@
+"Fine-tuning: the label mask, the schedule, LoRA, resume, equality of runs."
+import json
+from pathlib import Path
+import pytest
+from compeffdist import base, students
+from compeffdist.settings import UserError, load_settings
+from compeffdist.store import Store, write_rows
+
+WORDS = "warm cold late lovely loud kind rude sunny".split()
+ROWS = [dict(id=str(i), prompt=f"Say how it sounds: glad or cross.\n\nInput: a {w} day {i}\nOutput:", answer="glad" if w in ("warm", "lovely", "kind", "sunny") else "cross") for i, w in enumerate(WORDS * 3)]
+
+@pytest.fixture(scope="module")
+def tok(): return base.train_tokenizer([r["prompt"] + " " + r["answer"] for r in ROWS] * 5, "llama", 360)
+
+def settings(**over):
+    return load_settings("tiny", **dict(dict(train_epochs=6, train_lr=1e-2, train_batch=4, train_accumulation=1, train_max_length=96, train_packing=False, train_precision="fp32"), **over))
+
+def model(tok, family="llama"): return base.new_model(family, len(tok), 32, 2, 2, seed=1, tokenizer=tok)
+
+def test_prompt_tokens_are_masked_and_the_end_token_is_learnt(tok):
+    encoded, counts = students.encode_rows(ROWS, tok, 96)
+    for row, r in zip(encoded, ROWS):
+        learnt = [i for i, l in zip(row["input_ids"], row["labels"]) if l != -100]
+        assert tok.decode(learnt) == f" {r['answer']}{tok.eos_token}"
+        assert set(row["labels"][:-len(learnt)]) == {-100}
+        assert row["input_ids"] == tok(r["prompt"] + " " + r["answer"]).input_ids + [tok.eos_token_id]
+    assert counts["rows_out"] == len(ROWS) and counts["truncated"] == counts["dropped"] == 0
+
+def test_long_rows_lose_the_left_of_their_prompt_or_are_dropped(tok):
+    long = dict(prompt="one two three " * 60 + "Input: the end\nOutput:", answer="glad")
+    endless = dict(prompt="x\nOutput:", answer="glad cross " * 200)
+    encoded, counts = students.encode_rows([long, endless], tok, 40)
+    assert counts["truncated"] == 1 and counts["dropped"] == 1
+    ids = encoded[0]["input_ids"]
+    assert len(ids) == 40 and ids[0] == tok.bos_token_id and encoded[0]["labels"][0] == -100
+    assert tok.decode(ids).endswith("Input: the end\nOutput: glad" + tok.eos_token)
+
+def test_rows_without_answer_are_refused(tok):
+    for bad in (dict(prompt="p", answer=" "), dict(prompt="p", answer=None), dict(prompt=None, answer="a")):
+        with pytest.raises(UserError, match="Training row 0"): students.encode_rows([bad], tok)
+
+def test_chat_template_wraps_the_prompt(tok):
+    encoded, _ = students.encode_rows(ROWS[:1], tok, 200, chat=True)
+    text = tok.decode(encoded[0]["input_ids"])
+    assert text.count(tok.bos_token) == 1 and "<|start_header_id|>assistant" in text
+    learnt = tok.decode([i for i, l in zip(encoded[0]["input_ids"], encoded[0]["labels"]) if l != -100])
+    assert learnt == "glad" + tok.eos_token
+
+def test_no_row_fits(tok, tmp_path):
+    with pytest.raises(UserError, match="train_max_length = 2"): students.finetune(model(tok), tok, ROWS, settings(train_max_length=2), tmp_path)
+
+@pytest.mark.parametrize("family", list(base.FAMILIES))
+def test_training_learns_and_two_runs_are_equal(family, tmp_path):
+    import torch
+    tok = base.train_tokenizer([r["prompt"] + " " + r["answer"] for r in ROWS] * 5, family, 360)
+    runs = [students.finetune(model(tok, family), tok, ROWS, settings(), tmp_path/n, seed=3) for n in "ab"]
+    (a, log), (b, _) = runs
+    assert log["curve"][-1]["loss"] < 0.5 * log["curve"][0]["loss"]
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+
+def test_loss_equals_a_bare_loop_on_one_step(tok, tmp_path):
+    import torch
+    m = model(tok)
+    encoded, _ = students.encode_rows(ROWS, tok, 96)
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(e["input_ids"]) for e in encoded], True, tok.pad_token_id)
+    labels = torch.nn.utils.rnn.pad_sequence([torch.tensor(e["labels"]) for e in encoded], True, -100)
+    with torch.no_grad(): want = torch.nn.functional.cross_entropy(m(input_ids=ids).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()).item()
+    _, log = students.finetune(m, tok, ROWS, settings(train_epochs=1, train_batch=len(ROWS)), tmp_path)
+    assert log["curve"][0]["loss"] == pytest.approx(want, abs=1e-4)
+
+def test_lora_trains_adapters_and_saves_an_ordinary_checkpoint(tok, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+    m = model(tok); before = m.model.embed_tokens.weight.clone()
+    q = m.model.layers[0].self_attn.q_proj.weight.clone()
+    m, log = students.finetune(m, tok, ROWS, settings(train_lora_r=4, train_lora_alpha=16), tmp_path)
+    assert torch.equal(m.model.embed_tokens.weight, before) and not torch.equal(m.model.layers[0].self_attn.q_proj.weight, q)
+    m.save_pretrained(tmp_path/"m")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path/"m")
+    assert not any("lora" in n for n, _ in loaded.named_parameters())
+    assert log["curve"][-1]["loss"] < log["curve"][0]["loss"]
+
+def test_an_interrupted_run_ends_with_the_same_weights(tok, tmp_path, monkeypatch):
+    import torch
+    from transformers import TrainerCallback
+    s = settings(train_save_steps=5)
+    whole, _ = students.finetune(model(tok), tok, ROWS, s, tmp_path/"whole", seed=3)
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **kw):
+            if state.global_step == 13: raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(students, "_progress", lambda name: Kill())
+        with pytest.raises(KeyboardInterrupt): students.finetune(model(tok), tok, ROWS, s, tmp_path/"cut", seed=3)
+    assert students._checkpoint(tmp_path/"cut").endswith("checkpoint-10")
+    resumed, log = students.finetune(model(tok), tok, ROWS, s, tmp_path/"cut", seed=3)
+    assert log["steps"] == 36
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters()))
+
+def test_the_papers_schedule():
+    args = students.training_arguments(load_settings("paper"), Path("unused"), bf16=True, processes=2)
+    assert (args.learning_rate, args.num_train_epochs, args.lr_scheduler_type, args.warmup_steps) == (5e-5, 4, "cosine", 0)
+    assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon, args.weight_decay, args.max_grad_norm) == (0.9, 0.999, 1e-8, 0.1, 1.0)
+    assert (args.max_length, args.packing, args.bf16, args.seed) == (2048, True, True, 42)
+    assert args.per_device_train_batch_size == 8 and args.per_device_train_batch_size * args.gradient_accumulation_steps * 2 == 128
+
+def test_packing_runs(tok, tmp_path):
+    _, log = students.finetune(model(tok), tok, ROWS, settings(train_packing=True, train_epochs=1), tmp_path)
+    assert log["steps"] >= 1
+
+def test_student_stage_makes_a_checkpoint_with_its_log(tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM
+    shipped = tmp_path/"shipped"
+    base.build_base("qwen3", [f"{r['prompt']} {i}" for i, r in enumerate(ROWS)], shipped/"qwen3", steps=1, batch=2, vocab=420, hidden=16, layers=1, heads=2)
+    base.seal(shipped/"qwen3", family="qwen3")
+    monkeypatch.setattr(base, "students_folder", lambda: shipped)
+    s = settings(train_epochs=1, outputs=str(tmp_path/"out"), student_source="package")
+    store = Store(s)
+    store.stage("corpus", lambda out, work: write_rows(out/"corpus.parquet", ROWS))
+    made = students.student_stage(s, store, "qwen3", "distilled", "corpus")
+    assert json.loads((made.path/"log.json").read_text())["counts"]["rows_in"] == len(ROWS)
+    assert type(AutoModelForCausalLM.from_pretrained(made.path)).__name__ == "Qwen3ForCausalLM"
+    assert students.student_stage(s, store, "qwen3", "distilled", "corpus").cached
+
+def test_a_broken_checkpoint_is_one_clear_error(tmp_path):
+    (tmp_path/"config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be loaded as a student"): students.load_student(tmp_path)

@@ -201,7 +201,7 @@ def choose_labels(
         depth += 1
     return [chosen[i] for i in range(len(ids))]
 
-# %% ../nbs/11a_evaluate.ipynb #0e475a31
+# %% ../nbs/11a_evaluate.ipynb #318032b5
 def stop_tokens(
     tokenizer: Any, # the model's
     chat: bool = False, # line breaks do not stop a chat answer
@@ -211,14 +211,22 @@ def stop_tokens(
     ids = [i for t, i in tokenizer.get_vocab().items() if any(e in t for e in ends)]
     return sorted({*ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
 
-def _prefill(model, ids):
-    "Left-padded inputs and the logits after the prompts."
+def _padding(ids, right, device):
+    "Padded token ids and their mask."
     import torch
     width = max(map(len, ids))
-    mask = torch.tensor([[0]*(width - len(i)) + [1]*len(i) for i in ids], device=model.device)
-    padded = torch.tensor([[0]*(width - len(i)) + list(i) for i in ids], device=model.device)
-    out = model(input_ids=padded, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True, logits_to_keep=1)
-    return mask, out.logits[:, -1], out.past_key_values
+    pad = lambda row, value: list(row) + value*(width - len(row)) if right else value*(width - len(row)) + list(row)
+    return [torch.tensor([pad(r, [0]) for r in rows], device=device) for rows in (ids, [[1]*len(i) for i in ids])]
+
+def _prefill(model, ids):
+    "The mask, the logits after each prompt, and the cache."
+    import torch
+    right = "sliding_attention" not in (getattr(model.config.get_text_config(), "layer_types", None) or ())
+    padded, mask = _padding(ids, right, model.device)
+    extra = {} if right else dict(attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+    out = model.get_decoder()(input_ids=padded, use_cache=True, **extra)
+    last = torch.tensor([len(i) - 1 if right else -1 for i in ids], device=model.device)
+    return mask, model.get_output_embeddings()(out.last_hidden_state[torch.arange(len(ids), device=model.device), last]), out.past_key_values
 
 # %% ../nbs/11a_evaluate.ipynb #80bae73f
 def _step(model, token, mask, cache):

@@ -133,7 +133,7 @@ class StudentSettings(BaseModel):
     base_batch: Positive = 32
     base_lr: Annotated[float, Field(gt=0)] = 1.5e-3
 
-# %% ../nbs/00_settings.ipynb #2d15310e
+# %% ../nbs/00_settings.ipynb #23805b1b
 class TrainingSettings(BaseModel):
     "The optimiser's schedule (PAPER section E)."
     train_epochs: Annotated[float, Field(gt=0)] = 4
@@ -155,6 +155,7 @@ class TrainingSettings(BaseModel):
     train_gradient_checkpointing: bool = False
     train_chat_template: bool = False
     train_save_steps: Count = 0
+    train_length_power: Share = 0.0
 
 # %% ../nbs/00_settings.ipynb #35e04039
 class EvaluationSettings(BaseModel):

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'BASE_KEYS', 'family_spec', 'train_tokenizer', 'new_model', 'encode_segments', 'length_batches',
-           'base_loss', 'copy_circuit', 'train_base', 'build_base', 'students_folder', 'seal', 'check_seal',
-           'base_stage']
+           'base_loss', 'train_base', 'build_base', 'students_folder', 'seal', 'check_seal', 'base_stage']
 
 # %% ../nbs/07a_base.ipynb #fde6ee51
 import json, math, random, re, shutil
@@ -71,7 +70,7 @@ def _chat_template(spec):
     start = "{{ bos_token }}" if spec["bos"] else ""
     return start + "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ " + answer + " }}{% else %}{{ " + turn + " }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ " + json.dumps(spec["reply"]) + " }}{% endif %}"
 
-# %% ../nbs/07a_base.ipynb #987e3ca2
+# %% ../nbs/07a_base.ipynb #e4a56587
 def new_model(
     family: str, # llama, qwen3 or gemma3
     vocab: int = 4096, # rows of the embedding
@@ -86,9 +85,7 @@ def new_model(
     spec = family_spec(family)
     if hidden % heads or (hidden // heads) % 2: raise UserError(f"base_hidden = {hidden} cannot be split over base_heads = {heads}: hidden/heads must be a whole even number. Correct settings.ini, e.g. 128 and 4.")
     ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id) if tokenizer else {}
-    extra = dict(rope_parameters=dict(rope_type="default", rope_theta=5e5 if family == "llama" else 1e6))
-    if family == "gemma3": extra = dict(sliding_window=512, query_pre_attn_scalar=hidden // heads, layer_types=["full_attention"] * layers,
-        rope_parameters={k: dict(rope_type="default", rope_theta=1e6) for k in ("full_attention", "sliding_attention")})
+    extra = dict(sliding_window=512, query_pre_attn_scalar=hidden // heads) if family == "gemma3" else {}
     config = getattr(transformers, spec["config"])(vocab_size=vocab, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=max(1, heads // 2), head_dim=hidden // heads, intermediate_size=3 * hidden, max_position_embeddings=1024,
         tie_word_embeddings=True, **ids, **extra)
@@ -129,7 +126,7 @@ def length_batches(
     rng.shuffle(batches)
     return batches
 
-# %% ../nbs/07a_base.ipynb #8eded5df
+# %% ../nbs/07a_base.ipynb #33ef11d3
 def base_loss(
     model: Any, # causal language model
     ids, # token ids, batch x length
@@ -144,8 +141,7 @@ def base_loss(
     chosen = ans | other
     losses = F.cross_entropy(model.lm_head(hidden[:, :-1][chosen]).float(), ids[:, 1:][chosen], reduction="none")
     is_ans = ans[chosen]
-    weight = (ans.sum(1, keepdim=True).clamp(min=1).float() ** -0.5).expand_as(ans)[chosen][is_ans] # long answers count less per token
-    answer_loss = (losses[is_ans] * weight).sum() / weight.sum().clamp(min=1e-6)
+    answer_loss = losses[is_ans].sum() / is_ans.sum().clamp(min=1)
     return answer_loss + lm_weight * losses[~is_ans].sum() / (~is_ans).sum().clamp(min=1), answer_loss.detach()
 
 def _pad(rows, pad, generator, share):
@@ -173,64 +169,6 @@ def _twin_embeddings(model, tokenizer):
         shift = torch.zeros_like(weight[0]).normal_(0, float(weight.std()), generator=torch.Generator().manual_seed(1))
         for token, i in sorted(vocab.items()):
             if token.startswith("Ġ") and (j := vocab.get(token[1:])) is not None and len(token) > 2: weight[j] = weight[i] + shift
-
-# %% ../nbs/07a_base.ipynb #400a5f1a
-def _orthonormal(rows, columns, generator):
-    import torch
-    basis = torch.linalg.qr(torch.randn(columns - 1, rows, generator=generator))[0].T
-    return torch.cat([torch.zeros(rows, 1), basis], 1) # blind to the constant dimension
-
-def _angles(model):
-    "Rotary frequencies of a head, fastest first."
-    rope, d = model.config.rope_parameters, model.config.head_dim
-    theta = rope.get("rope_theta") or rope["full_attention"]["rope_theta"]
-    return [theta ** (-2 * i / d) for i in range(d // 2)]
-
-def copy_circuit(
-    model: Any, # a new model, changed in place
-    seed: int = 0, # of the random projections
-    constant: float = 3.0, # size of the constant embedding dimension, in standard deviations
-) -> None:
-    "Write a previous-token head (layer 0) and copying heads (layer 1) into random weights."
-    import torch
-    g, config, angles = torch.Generator().manual_seed(seed), model.config, _angles(model)
-    d, width, groups = config.head_dim, config.hidden_size, config.num_key_value_heads
-    gemma, normed = "gemma" in config.model_type, hasattr(model.model.layers[0].self_attn, "q_norm")
-    per, slow = config.num_attention_heads // groups, [i for i, a in enumerate(angles) if a < 0.005] or [len(angles) - 1]
-    with torch.no_grad():
-        emb = model.get_input_embeddings().weight
-        std = float(emb.std())
-        emb[:, 0] = constant * std
-        where = [_orthonormal(d, width, g) for _ in range(groups)] # what a head reads of a token
-        place = [_orthonormal(d, width, g) for _ in range(groups)] # where layer 0 leaves it
-        for i, layer in enumerate(model.model.layers[:2]):
-            layer.self_attn.o_proj.weight.zero_() # the other heads begin silent
-            for k in range(groups): (_previous if i == 0 else _copying)(layer.self_attn, k, k * per, d, where[k], place[k], std, angles, slow)
-            if normed:
-                for norm in (layer.self_attn.q_norm, layer.self_attn.k_norm): norm.weight.fill_(0.5 if gemma else 1.5)
-        for i, layer in enumerate(model.model.layers if gemma else ()): # its norms after each block would drown the circuit
-            layer.post_attention_layernorm.weight.fill_(-0.75 if i < 2 else -0.95)
-            layer.post_feedforward_layernorm.weight.fill_(-0.95)
-
-# %% ../nbs/07a_base.ipynb #011dbaaa
-def _previous(attn, k, h, d, where, place, std, angles, slow):
-    "Head h attends to the position before and leaves the token it finds there in a place of its own."
-    import math as m
-    attn.q_proj.weight[h * d:(h + 1) * d] = 0; attn.k_proj.weight[k * d:(k + 1) * d] = 0
-    for i in range(min(3, len(angles))):
-        attn.q_proj.weight[h * d + i, 0], attn.q_proj.weight[h * d + d // 2 + i, 0] = 2.2 * m.cos(angles[i]), -2.2 * m.sin(angles[i])
-        attn.k_proj.weight[k * d + i, 0] = 2.2
-    attn.v_proj.weight[k * d:(k + 1) * d] = where
-    attn.o_proj.weight[:, h * d:(h + 1) * d] = 2 * std * place.T
-
-def _copying(attn, k, h, d, where, place, std, angles, slow):
-    "Head h looks for a position whose predecessor is the present token, and writes the token that stands there."
-    rows = [*slow, *(i + d // 2 for i in slow)] # fast rotary pairs would blur a match at a distance
-    attn.q_proj.weight[h * d:(h + 1) * d] = 0; attn.k_proj.weight[k * d:(k + 1) * d] = 0
-    attn.q_proj.weight[[h * d + r for r in rows]] = 1.6 * where[:len(rows)]
-    attn.k_proj.weight[[k * d + r for r in rows]] = 1.6 * place[:len(rows)]
-    attn.v_proj.weight[k * d:(k + 1) * d] = where
-    attn.o_proj.weight[:, h * d:(h + 1) * d] = 4 * std * where.T
 
 # %% ../nbs/07a_base.ipynb #bcc964d8
 class _Progress:
@@ -291,7 +229,7 @@ def _step(model, optimizers, ids, answer, keep):
     for o in optimizers: o.step(); o.zero_grad(set_to_none=True)
     return float(answer_loss)
 
-# %% ../nbs/07a_base.ipynb #cb6a1b7c
+# %% ../nbs/07a_base.ipynb #2d5f3984
 def build_base(
     family: str, # llama, qwen3 or gemma3
     texts: Sequence[str], # user texts
@@ -314,7 +252,6 @@ def build_base(
     tokenizer = train_tokenizer(("".join(s for s, _ in sample) for sample in samples[:8000]), family, vocab)
     model = new_model(family, len(tokenizer), hidden, layers, heads, derive_seed(seed, "weights", family), tokenizer)
     _twin_embeddings(model, tokenizer)
-    copy_circuit(model, derive_seed(seed, "circuit"))
     log = train_base(model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "order"), work=work)
     model.config.use_cache = True
     model.eval().to(getattr(torch, dtype)).save_pretrained(out)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STOPWORDS', 'KINDS', 'Pool', 'classify_sample', 'extract_sample', 'score_sample', 'prose_sample', 'copy_sample',
-           'plain_sample', 'cloze_sample', 'pair_sample', 'repeat_sample', 'format_samples']
+           'plain_sample', 'repeat_sample', 'format_samples']
 
 # %% ../nbs/06a_formats.ipynb #19ee3e14
 import json, random, re
@@ -13,7 +13,7 @@ from typing import Callable, Sequence
 from .settings import UserError, project_root
 from .store import read_json
 
-# %% ../nbs/06a_formats.ipynb #7ef31d23
+# %% ../nbs/06a_formats.ipynb #4098c375
 def _tables(): return read_json(Path(__file__).parent/"data"/"formats.json" if "__file__" in globals() else project_root()/"compeffdist"/"data"/"formats.json")
 
 STOPWORDS = frozenset("a an the and or but if so as of at by for with to from in on is was are were be been it its this that these those i you he she we they my your his her our their me him them not no do does did have has had will would can could just very too".split())
@@ -32,8 +32,9 @@ class Pool:
         for i, text in enumerate(self.texts):
             for w in set(self.words(text)): self.index.setdefault(w, []).append(i)
         self.vocabulary = sorted(self.index)
-        self.cues = sorted(w for w, found in self.index.items() if len(found) >= 4 and w not in STOPWORDS)
-        self.cue_set = frozenset(self.cues)
+        often = lambda n: sorted(w for w, found in self.index.items() if len(found) >= n and w not in STOPWORDS)
+        self.cues = next((c for n in (4, 2, 1) if len(c := often(n)) >= 8), [])
+        if not self.cues: raise UserError(f"A base student needs user texts with at least 8 distinct words to ask about, and got {len(often(1))}. Raise texts_total in settings.ini.")
     @staticmethod
     def words(text): return re.findall(r"[a-z][a-z'-]+", text.lower())
 
@@ -214,7 +215,7 @@ def prose_sample(rng: random.Random, pool: Pool) -> list[tuple[str, bool]]:
     parts = _parts(text) | {"w": rng.choice([w for w in pool.words(text) if w not in STOPWORDS] or ["text"])}
     return _frame(rng, pool, _fill(rng, pool, "prose"), [(text, rng.choice(pool.t["prose_answer"]).format_map(parts))])
 
-# %% ../nbs/06a_formats.ipynb #7d951683
+# %% ../nbs/06a_formats.ipynb #9fc78430
 def copy_sample(rng: random.Random, pool: Pool) -> list[tuple[str, bool]]:
     "Copy a text or a piece of it."
     said, what = rng.choice(pool.t["copy"])
@@ -222,44 +223,9 @@ def copy_sample(rng: random.Random, pool: Pool) -> list[tuple[str, bool]]:
     return _frame(rng, pool, said.format(doc=rng.choice(pool.t["docs"])), [(t, _parts(t)[what]) for t in texts])
 
 def plain_sample(rng: random.Random, pool: Pool) -> list[tuple[str, bool]]:
-    "User texts and nothing else, every token to be learnt."
-    return [("\n".join(rng.choice(pool.texts) for _ in range(4)), True)]
+    "User texts and nothing else."
+    return [("\n".join(rng.choice(pool.texts) for _ in range(4)), False)]
 
-# %% ../nbs/06a_formats.ipynb #8270c7fe
-def cloze_sample(rng: random.Random, pool: Pool) -> list[tuple[str, bool]]:
-    "Fill a gap in a text, mostly from a choice of words."
-    items, options = [], []
-    while len(items) < rng.choice([1, 1, 2, 3]):
-        words = (text := rng.choice(pool.texts)).split()
-        at = [i for i, w in enumerate(words) if w.strip(".,!?").lower() in pool.cue_set] or [rng.randrange(len(words))]
-        gap = rng.choice(at)
-        word = words[gap].strip(".,!?") or words[gap]
-        choice = [word, *rng.sample(pool.cues, rng.choice([1, 2, 3]))]
-        rng.shuffle(choice)
-        items.append((" ".join([*words[:gap], words[gap].replace(word, "___", 1), *words[gap + 1:]]), word))
-        options.append(", ".join(choice))
-    said = rng.choice(["Which word is missing?", "Fill the gap.", "Name the word that belongs at ___.", "What stood in place of ___?"])
-    if rng.random() < 0.2: return _frame(rng, pool, said, items)
-    return _frame(rng, pool, f"{said} Choose one of the options.", items, ("Options", options))
-
-def pair_sample(rng: random.Random, pool: Pool) -> list[tuple[str, bool]]:
-    "Do two pieces come from one text?"
-    labels = rng.choice([["yes", "no"], ["same", "different"], ["true", "false"], ["A", "B"], ["match", "mismatch"]])
-    items = []
-    for _ in range(rng.choice([1, 2, 3, 4])):
-        (a, b), (_, c) = _halves(rng.choice(pool.texts)), _halves(rng.choice(pool.texts))
-        same = rng.random() < 0.5
-        items.append((f"{a} | {b if same else c}", labels[0 if same else 1]))
-    said = rng.choice(["Do both parts come from one text?", "Does the second part continue the first?", "Decide whether the parts belong together."])
-    return _frame(rng, pool, f"{said} Answer {labels[0]} if they do and {labels[1]} if not.", items)
-
-def _halves(text):
-    "Two parts of a text, cut at a sentence's end where there is one."
-    parts = re.split(r"(?<=[.!?])\s+", text)
-    words = text.split()
-    return (parts[0], " ".join(parts[1:])) if len(parts) > 1 else (" ".join(words[:len(words) // 2]), " ".join(words[len(words) // 2:]))
-
-# %% ../nbs/06a_formats.ipynb #fa914903
 def repeat_sample(rng: random.Random, pool: Pool) -> list[tuple[str, bool]]:
     "Words in a random order, then the same words again, plain or as a JSON list: every token of the second half can be copied."
     words = rng.sample(pool.vocabulary, min(len(pool.vocabulary), rng.randint(6, 24)))
@@ -272,7 +238,7 @@ def repeat_sample(rng: random.Random, pool: Pool) -> list[tuple[str, bool]]:
         pairs = [(", ".join(f"{k}: {v}" for k, v in table.items()), ", ".join(f"{k}: {table[k]}" for k in asked))]
     return _frame(rng, pool, rng.choice(["Repeat the words.", "Write it again.", "Copy.", "Say the same."]), pairs)
 
-KINDS = ((classify_sample, 32), (extract_sample, 20), (score_sample, 2), (prose_sample, 3), (copy_sample, 6), (repeat_sample, 10), (plain_sample, 10), (cloze_sample, 12), (pair_sample, 5)) # parts of the diet
+KINDS = ((classify_sample, 42), (extract_sample, 28), (score_sample, 3), (prose_sample, 4), (copy_sample, 8), (repeat_sample, 10), (plain_sample, 5)) # parts of the diet
 
 def format_samples(
     texts: Sequence[str], # user texts

@@ -37,7 +37,7 @@ def test_induced_labels_are_decided_by_the_demonstrations():
         assert items[-1][1] in {label for _, label in items[:-1]}
 
 def test_label_names_carry_no_sentiment():
-    good, bad = [f"what a wonderful day {i}" for i in range(40)], [f"what an awful day {i}" for i in range(40)]
+    good, bad = [[f"what {word} {noun} we saw near the {place}, number {i}" for noun in "room phone film soup park".split() for place in "station river market bridge".split() for i in range(2)] for word in ("a wonderful", "an awful")]
     hits = {"wonderful": [], "awful": []}
     for sample in formats.format_samples(good + bad, 4000, seed=5):
         for (text, _), (answer, is_answer) in zip(sample, sample[1:]):

@@ -131,13 +131,13 @@ def _dead_counts(store):
     for row in store.record.dead(): counts[row["stage"]] = counts.get(row["stage"], 0) + 1
     return counts
 
-# %% ../nbs/14_replicate.ipynb #70d0ef0c
+# %% ../nbs/14_replicate.ipynb #59f20dd9
 NOTE = {"embedded": "The teacher of this profile is the embedded analyst, a small rule-based stand-in that makes the pipeline runnable without a download. What is shown here is that the pipeline works and what it does at this scale; it is no evidence about the paper's claims for 3B students."}
 
 def _environment(settings):
     "Variables of the kernels: no telemetry or hub access unless the profile names the hub, quiet tokenizers."
     env = {"IN_TEST": "1", "TOKENIZERS_PARALLELISM": "false", "COMPEFFDIST_ROOT": str(project_root()), "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647"}  # glibc otherwise gives every large CPU tensor's pages back and faults them in again
+        "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647", "OMP_WAIT_POLICY": "passive"}  # glibc otherwise gives every large CPU tensor's pages back and faults them in again
     uses_hub = "hub" in (settings.texts_source, settings.student_source) or settings.teacher_backend in ("transformers", "vllm") or not settings.embedding_model.startswith("package:")
     return env if uses_hub else env | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 

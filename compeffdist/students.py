@@ -163,7 +163,7 @@ def _trainer_class(batch, power):
             return Order([len(ids) for ids in self.train_dataset["input_ids"]], self.args.seed)
     return Distiller
 
-# %% ../nbs/10_students.ipynb #341d199b
+# %% ../nbs/10_students.ipynb #440da62e
 def finetune(
     model: Any, # a causal language model, changed in place
     tokenizer: Any, # its tokenizer
@@ -182,7 +182,7 @@ def finetune(
     set_seed(seed)
     args = training_arguments(settings, work, len(encoded), seed, int(os.environ.get("WORLD_SIZE", 1)))
     model.config.use_cache = False
-    trainer = _trainer_class(settings.train_batch, getattr(settings, "train_length_power", 0.0))(model=model, args=args, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer, peft_config=_lora(settings), callbacks=[_progress(name)])
+    trainer = _trainer_class(settings.train_batch, settings.train_length_power)(model=model, args=args, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer, peft_config=_lora(settings), callbacks=[_progress(name)])
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=_checkpoint(work))
     seconds = time.perf_counter() - begin
@@ -220,7 +220,7 @@ def load_student(
     try: return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as e: raise UserError(f"{folder} cannot be loaded as a student: {str(e).splitlines()[0]} Delete it and run the same command again.") from e
 
-# %% ../nbs/10_students.ipynb #2fae3402
+# %% ../nbs/10_students.ipynb #4d4f900a
 def student_stage(
     settings: Settings, # student_…, train_… decide
     store: Store, # where sample and base student are
@@ -230,7 +230,7 @@ def student_stage(
 ) -> StageResult: # folder with model, tokenizer and log.json
     "Distil one student (PAPER section E)."
     base = base_stage(settings, store, family)
-    params = {k: getattr(settings, k, 0.0) for k in TRAIN_KEYS} | dict(family=family, bf16=settings.train_precision == "bf16" and bf16_pays())
+    params = {k: getattr(settings, k) for k in TRAIN_KEYS} | dict(family=family, bf16=settings.train_precision == "bf16" and bf16_pays())
     def build(out, work):
         rows = store.rows(sample_stage, sample_file(sample_stage)).select_columns(["id", "prompt", "answer"]).to_list()
         model, tokenizer = load_student(base.path, settings.student_dtype)

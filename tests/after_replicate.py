@@ -29,9 +29,9 @@ def test_every_system_has_every_task_and_seed():
 def average(): return results(SETTINGS, STORE).groupby(["family", "system"]).score.mean() * 100
 
 def test_distillation_teaches_the_first_family(average):
-    "A floor against regressions, not the project's target (at least 15 points over base, and 75 % of the teacher), which 0.1.0 does not reach."
+    "The first of two targets: 15 points over base (measured: 22). The second, 75 % of the teacher, is not reached (measured: 46 %) and not asserted."
     family = SETTINGS.families[0]
-    assert average[family, "distilled"] >= average[family, "base"] + 1, average
+    assert average[family, "distilled"] >= average[family, "base"] + 15, average
 
 @pytest.mark.parametrize("family", SETTINGS.families)
 def test_base_is_near_chance_on_classification(family):

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'BASE_KEYS', 'family_spec', 'train_tokenizer', 'new_model', 'encode_segments', 'length_batches',
-           'base_loss', 'train_base', 'copy_batch', 'teach_copying', 'build_base', 'students_folder', 'seal',
-           'check_seal', 'base_stage']
+           'base_loss', 'train_base', 'build_base', 'students_folder', 'seal', 'check_seal', 'base_stage']
 
 # %% ../nbs/07a_base.ipynb #fde6ee51
 import json, math, random, re, shutil
@@ -230,67 +229,7 @@ def _step(model, optimizers, ids, answer, keep):
     for o in optimizers: o.step(); o.zero_grad(set_to_none=True)
     return float(answer_loss)
 
-# %% ../nbs/07a_base.ipynb #973d6444
-def copy_batch(
-    level: int, # how often the range of tokens has doubled
-    vocab: int, # tokens of the model
-    generator: Any, # torch.Generator
-    low: int = 8, # first token that is not a special one
-): # token ids, rows x length; length of the repeated part
-    "Rows `u gap u` of random tokens: 64 different ones at level 0, twice as many at each further level; longer gaps from level 3."
-    import torch
-    draw = lambda a, b: int(torch.randint(a, b, (1,), generator=generator))
-    length, gap, top = draw(4, 20), draw(0, 6 if level < 3 else 40), min(vocab, low + 64 * 2 ** level)
-    part = torch.randint(low, top, (min(128, 2048 // length), length), generator=generator)
-    return torch.cat([part, torch.randint(low, top, (len(part), gap), generator=generator), part], 1), length
-
-# %% ../nbs/07a_base.ipynb #9e7baadb
-def teach_copying(
-    model: Any, # random model, changed in place
-    steps: int, # optimiser steps at most
-    lr: float = 2e-3, # peak learning rate
-    seed: int = 0, # of the random tokens
-    enough: float = 0.98, # stop when this share is copied, from all tokens
-) -> list[dict]: # step, level, loss, accuracy on the second occurrence
-    "Train on repeated random tokens until they are copied; only the second occurrence counts, and 70 % open the next level."
-    import torch, torch.nn.functional as F
-    from tqdm.auto import tqdm
-    optimizers, generator, log = _optimizers(model, lr), torch.Generator().manual_seed(seed), []
-    peaks, vocab, level, share = [o.param_groups[0]["lr"] for o in optimizers], model.config.vocab_size, 0, 0.0
-    model.train()
-    for step in (bar := tqdm(range(steps), desc="copying", unit="step", mininterval=5)):
-        ids, n = copy_batch(level, vocab, generator)
-        logits, target = model.lm_head(model.model(input_ids=ids, use_cache=False).last_hidden_state[:, -n:-1]), ids[:, -n + 1:]
-        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for o, peak in zip(optimizers, peaks):
-            o.param_groups[0]["lr"] = peak * min(1, (step + 1) / 30)
-            o.step(); o.zero_grad(set_to_none=True)
-        log.append(dict(step=step + 1, level=level, loss=float(loss.detach()), accuracy=float((logits.argmax(-1) == target).float().mean())))
-        share = 0.9 * share + 0.1 * log[-1]["accuracy"]
-        bar.set_postfix(copied=f"{share:.0%}", level=level, refresh=False)
-        if share >= 0.7 and 8 + 64 * 2 ** level < vocab: level, share = level + 1, 0.0
-        elif share >= enough: break
-    return log
-
-# %% ../nbs/07a_base.ipynb #06a8ab22
-def _copying(model, steps, lr, seed, work):
-    "Teach copying, or load the result if a killed run had got that far; returns the share copied at the end."
-    import os, torch
-    file = work and Path(work)/"copying.pt"
-    if file and file.is_file():
-        state = torch.load(file, weights_only=True)
-        model.load_state_dict(state["model"])
-        return state["copied"]
-    log = teach_copying(model, steps, lr, seed)
-    copied = round(sum(r["accuracy"] for r in log[-20:]) / max(1, len(log[-20:])), 3)
-    if file:
-        torch.save(dict(model=model.state_dict(), copied=copied), file.with_suffix(".part"))
-        os.replace(file.with_suffix(".part"), file)
-    return copied
-
-# %% ../nbs/07a_base.ipynb #24d74ae8
+# %% ../nbs/07a_base.ipynb #2d5f3984
 def build_base(
     family: str, # llama, qwen3 or gemma3
     texts: Sequence[str], # user texts
@@ -303,7 +242,6 @@ def build_base(
     layers: int = 4, # depth
     heads: int = 4, # attention heads
     seed: int = 0, # of everything random
-    copy_steps: int = 0, # steps on repeated random tokens beforehand, at most
     dtype: str = "float32", # of the saved weights
     max_words: int = 36, # texts are cut to this many words
     work: Path|None = None, # progress is kept here
@@ -313,7 +251,6 @@ def build_base(
     samples = format_samples(texts, min(steps * batch, 40_000), derive_seed(seed, "format"), max_words)
     tokenizer = train_tokenizer(("".join(s for s, _ in sample) for sample in samples[:8000]), family, vocab)
     model = new_model(family, len(tokenizer), hidden, layers, heads, derive_seed(seed, "weights", family), tokenizer)
-    copied = _copying(model, copy_steps, lr, derive_seed(seed, "copying"), work)
     _twin_embeddings(model, tokenizer)
     log = train_base(model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "order"), work=work)
     model.config.use_cache = True
@@ -321,7 +258,7 @@ def build_base(
     tokenizer.save_pretrained(out)
     write_json(Path(out)/"base_log.json", log[::max(1, len(log) // 200)] + log[-1:])
     tail = log[-20:]
-    return dict(texts=len(texts), samples=len(samples), copied=copied, tokens=sum(r["tokens"] for r in log), parameters=sum(p.numel() for p in model.parameters()), answer_loss=round(sum(r["answer_loss"] for r in tail) / len(tail), 3))
+    return dict(texts=len(texts), samples=len(samples), tokens=sum(r["tokens"] for r in log), parameters=sum(p.numel() for p in model.parameters()), answer_loss=round(sum(r["answer_loss"] for r in tail) / len(tail), 3))
 
 # %% ../nbs/07a_base.ipynb #6a8c30c7
 def students_folder() -> Path: # the package's folder of base students
@@ -348,8 +285,8 @@ def check_seal(
         if content_hash(Path(folder)/name) != digest: raise UserError(f"{Path(folder)/name} is not the shipped file: its SHA-256 differs from digest.json. {advice}")
     return seal_["made"]
 
-# %% ../nbs/07a_base.ipynb #436af386
-BASE_KEYS = ("student_source", "student_dtype", "seed", "max_words", "base_steps", "base_batch", "base_copy_steps", "base_lr", "base_vocab", "base_hidden", "base_layers", "base_heads")
+# %% ../nbs/07a_base.ipynb #82b92abc
+BASE_KEYS = ("student_source", "student_dtype", "seed", "max_words", "base_steps", "base_batch", "base_lr", "base_vocab", "base_hidden", "base_layers", "base_heads")
 
 def _resave(source, revision, out, dtype):
     "Load a checkpoint (folder or hub name) and save it in the wanted precision."
@@ -363,7 +300,7 @@ def _resave(source, revision, out, dtype):
     model.save_pretrained(out); tokenizer.save_pretrained(out)
     return dict(parameters=sum(p.numel() for p in model.parameters()))
 
-# %% ../nbs/07a_base.ipynb #b90abfc2
+# %% ../nbs/07a_base.ipynb #9dbc1013
 def base_stage(
     settings: Settings, # student_source and base_… decide
     store: Store, # where the checkpoint goes
@@ -381,5 +318,5 @@ def base_stage(
         if source == "hub": return _resave(params["model"], params["revision"], out, settings.student_dtype)
         texts, s = store.rows("texts", "texts.parquet")["text"], settings
         return build_base(family, list(texts), out, s.base_steps, s.base_batch, s.base_lr, s.base_vocab, s.base_hidden, s.base_layers, s.base_heads,
-            s.seed, s.base_copy_steps, s.student_dtype, s.max_words or 36, work)
+            s.seed, s.student_dtype, s.max_words or 36, work)
     return store.stage(f"base-{family}", build, inputs=["texts"] if source == "build" else [], params=params, code=["base"] if source == "build" else [])

@@ -113,7 +113,7 @@ class SelectionSettings(BaseModel):
     sampling_by: Literal["instruction", "overall"] = "instruction"
     sampling_seed: Count = 42
 
-# %% ../nbs/00_settings.ipynb #e2716305
+# %% ../nbs/00_settings.ipynb #3afec44c
 class StudentSettings(BaseModel):
     "Students and their training (PAPER section E)."
     families: Families = ["llama", "qwen3", "gemma3"]
@@ -131,7 +131,6 @@ class StudentSettings(BaseModel):
     base_vocab: Positive = 4096
     base_steps: Positive = 400
     base_batch: Positive = 32
-    base_copy_steps: Annotated[int, Field(ge=0)] = 0
     base_lr: Annotated[float, Field(gt=0)] = 1.5e-3
 
 # %% ../nbs/00_settings.ipynb #23805b1b

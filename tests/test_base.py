@@ -1,7 +1,7 @@
 "Base students: format data, training, shipped checkpoints."
 import json, random, shutil
 from pathlib import Path
-import pytest, torch
+import pytest
 from compeffdist import base, formats
 from compeffdist.settings import UserError, load_settings
 from compeffdist.store import Store
@@ -73,7 +73,7 @@ def test_base_loss_is_the_full_losses_mean():
 def test_built_checkpoint_loads_and_two_builds_are_equal(family, tmp_path):
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    made = [base.build_base(family, TEXTS, tmp_path/n, steps=4, copy_steps=2, batch=4, vocab=420, hidden=16, layers=1, heads=2, seed=3) for n in "ab"]
+    made = [base.build_base(family, TEXTS, tmp_path/n, steps=4, batch=4, vocab=420, hidden=16, layers=1, heads=2, seed=3) for n in "ab"]
     a, b = (load_file(tmp_path/n/"model.safetensors") for n in "ab")
     assert all((a[k] == b[k]).all() for k in a) and made[0] == made[1]
     model, tok = AutoModelForCausalLM.from_pretrained(tmp_path/"a"), AutoTokenizer.from_pretrained(tmp_path/"a")
@@ -122,7 +122,7 @@ def test_package_stage_copies_and_refuses_a_changed_checkpoint(tmp_path, monkeyp
     from transformers import AutoModelForCausalLM
     import torch
     shipped = tmp_path/"shipped"
-    base.build_base("llama", TEXTS, shipped/"llama", steps=1, copy_steps=1, batch=2, vocab=420, hidden=16, layers=1, heads=2, dtype="bfloat16")
+    base.build_base("llama", TEXTS, shipped/"llama", steps=1, batch=2, vocab=420, hidden=16, layers=1, heads=2, dtype="bfloat16")
     base.seal(shipped/"llama", family="llama")
     monkeypatch.setattr(base, "students_folder", lambda: shipped)
     settings = load_settings("tiny", outputs=str(tmp_path/"out"), student_source="package")
@@ -138,25 +138,3 @@ def test_a_model_that_cannot_be_fetched_is_one_clear_error(tmp_path, monkeypatch
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     settings = load_settings("tiny", outputs=str(tmp_path), student_source="hub", student_model_qwen3="nobody/no-such-model")
     with pytest.raises(UserError, match="nobody/no-such-model.*cannot be loaded"): base.base_stage(settings, Store(settings), "qwen3")
-
-def test_copy_batch_repeats_and_widens():
-    g = torch.Generator().manual_seed(0)
-    for level in (0, 1, 3, 6, 30):
-        for _ in range(20):
-            rows, n = base.copy_batch(level, 4096, g)
-            assert (rows[:, :n] == rows[:, -n:]).all() and 4 <= n < 20 and rows.shape[1] <= 2 * n + 39
-            assert rows.min() >= 8 and rows.max() < min(4096, 8 + 64 * 2 ** level)
-    assert base.copy_batch(30, 4096, g)[0].max() > 2048
-
-def test_copying_is_learned():
-    model = base.new_model("llama", 72, 32, 2, 2)
-    log = base.teach_copying(model, 150, lr=4e-3)
-    late = sum(r["accuracy"] for r in log[-10:]) / 10
-    assert log[0]["accuracy"] < 0.1 and late > 0.06, late
-
-def test_copying_is_not_taught_twice(tmp_path):
-    model = base.new_model("llama", 72, 32, 2, 2)
-    share = base._copying(model, 2, 4e-3, 1, tmp_path)
-    again = base.new_model("llama", 72, 32, 2, 2, seed=9)
-    assert base._copying(again, 2, 4e-3, 1, tmp_path) == share
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))

@@ -110,7 +110,7 @@ def test_packing_runs(tok, tmp_path):
 def test_student_stage_makes_a_checkpoint_with_its_log(tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM
     shipped = tmp_path/"shipped"
-    base.build_base("qwen3", [f"{r['prompt']} {i}" for i, r in enumerate(ROWS)], shipped/"qwen3", steps=1, copy_steps=1, batch=2, vocab=420, hidden=16, layers=1, heads=2)
+    base.build_base("qwen3", [f"{r['prompt']} {i}" for i, r in enumerate(ROWS)], shipped/"qwen3", steps=1, batch=2, vocab=420, hidden=16, layers=1, heads=2)
     base.seal(shipped/"qwen3", family="qwen3")
     monkeypatch.setattr(base, "students_folder", lambda: shipped)
     s = settings(train_epochs=1, outputs=str(tmp_path/"out"), student_source="package")

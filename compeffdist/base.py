@@ -70,7 +70,7 @@ def _chat_template(spec):
     start = "{{ bos_token }}" if spec["bos"] else ""
     return start + "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ " + answer + " }}{% else %}{{ " + turn + " }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ " + json.dumps(spec["reply"]) + " }}{% endif %}"
 
-# %% ../nbs/07a_base.ipynb #e4a56587
+# %% ../nbs/07a_base.ipynb #1eb8ba70
 def new_model(
     family: str, # llama, qwen3 or gemma3
     vocab: int = 4096, # rows of the embedding
@@ -87,7 +87,7 @@ def new_model(
     ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id) if tokenizer else {}
     extra = dict(sliding_window=512, query_pre_attn_scalar=hidden // heads) if family == "gemma3" else {}
     config = getattr(transformers, spec["config"])(vocab_size=vocab, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=max(1, heads // 2), head_dim=hidden // heads, intermediate_size=3 * hidden, max_position_embeddings=1024,
+        num_key_value_heads=heads, head_dim=hidden // heads, intermediate_size=3 * hidden, max_position_embeddings=1024,
         tie_word_embeddings=True, **ids, **extra)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -8,7 +8,7 @@ __all__ = ['one_line', 'block', 'build_prompt', 'Item', 'pick_items', 'build_ite
            'decode', 'Answer', 'Student', 'load_student', 'TeacherStudent', 'item_row', 'summary', 'evaluate',
            'evaluation_stage', 'evaluate_systems']
 
-# %% ../nbs/11a_evaluate.ipynb #e4b3a996
+# %% ../nbs/11a_evaluate.ipynb #140d6ea7
 import json, random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from .settings import Settings, UserError, load_settings
 from .store import ResponseRecord, StageResult, Store, derive_seed, read_json, text_hash, write_json, write_rows
+from .baselines import Baseline
 from .sentibench import TASKS, Task, first_array, get_task, judge, read_split, render, summarise
 from .teacher import Request, ask, load_teacher, teacher_params
 
@@ -411,17 +412,14 @@ def _by_task(items):
     for i in items: parts.setdefault(i.task.name, []).append(i)
     return list(parts.values())
 
-# %% ../nbs/11a_evaluate.ipynb #55c8b1ac
+# %% ../nbs/11a_evaluate.ipynb #3fd82ed3
 _KEYS = ("seed", "shots", "shots_reduce", "eval_seeds", "eval_limit", "max_words", "eval_batch_tokens", "eval_max_new_tokens", "eval_max_new_tokens_opener",
     "eval_rules", "eval_chat_template", "eval_context", "student_dtype")
 
-def _stage_items(settings, store, cache):
-    "The profile's questions, from `cache` when another system has built them."
-    key = str(store.path("benchmark"))
-    if key not in cache:
-        s = settings
-        cache[key] = build_items(store.path("benchmark", "benchmark"), tuple(TASKS), s.shots, s.eval_seeds, s.eval_limit, s.max_words, s.seed)
-    return cache[key]
+def _stage_items(settings, store):
+    "The profile's questions."
+    s = settings
+    return build_items(store.path("benchmark", "benchmark"), tuple(TASKS), s.shots, s.eval_seeds, s.eval_limit, s.max_words, s.seed)
 
 def _resume(work, part, answerer):
     "Answers to one task: from the work folder if a killed run left them, else from the system."
@@ -436,38 +434,43 @@ def _write(out, rows, who, settings):
     status = Counter(r["status"] for r in rows)
     return dict(rows_out=len(rows), malformed=status["invalid"] + status["none"], dead=status["dead"], closed=status["closed"], fewer_shots=sum(r["shots"] < settings.shots for r in rows))
 
-# %% ../nbs/11a_evaluate.ipynb #7124b7f6
+# %% ../nbs/11a_evaluate.ipynb #830f74b7
 def evaluation_stage(
     settings: Settings, # the active profile
     store: Store, # its artefacts
-    family: str, # llama, qwen3, gemma3; or teacher
+    family: str, # llama, qwen3, gemma3; teacher; baseline
     system: str, # the row's name in the tables; "teacher" asks the teacher
-    model_stage: str|None = None, # the stage that holds the model; not used for the teacher
-    cache: dict|None = None, # share one dict between calls to build the prompts once
+    model_stage: str|None = None, # the stage that holds the model; not used for teacher and baselines
 ) -> StageResult: # items.parquet, scores.parquet
     "Evaluate one system on SentiBench (PAPER section F)."
     from functools import lru_cache
     teaching = system == "teacher"
-    if not teaching and not model_stage: raise UserError(f"The system {system!r} has no model stage. Name the stage that holds its checkpoint, e.g. base-{family}.")
+    plain = family == "baseline"
+    if not teaching and not plain and not model_stage: raise UserError(f"The system {system!r} has no model stage. Name the stage that holds its checkpoint, e.g. base-{family}.")
     @lru_cache(1)
-    def answerer(): return TeacherStudent(load_teacher(settings), store.record, settings) if teaching else load_student(store.path(model_stage), settings)
+    def answerer():
+        if plain: return Baseline(system, store.path("benchmark", "benchmark"))
+        return TeacherStudent(load_teacher(settings), store.record, settings) if teaching else load_student(store.path(model_stage), settings)
 
     def build(out, work):
         from tqdm.auto import tqdm
-        parts = _by_task(_stage_items(settings, store, {} if cache is None else cache))
+        parts = _by_task(_stage_items(settings, store))
         rows = [item_row(a, settings.eval_rules) for part in tqdm(parts, desc=f"{family} {system}", unit="task", mininterval=1) for a in _resume(work, part, answerer)]
-        shared = {} if teaching else {p[0].task.name: collisions(label_paths(p[0].task, answerer().tokenizer, settings.eval_chat_template)) for p in parts if p[0].task.labels}
+        shared = {} if teaching or plain else {p[0].task.name: collisions(label_paths(p[0].task, answerer().tokenizer, settings.eval_chat_template)) for p in parts if p[0].task.labels}
         return _write(out, rows, dict(system=system, family=family), settings) | dict(collisions="; ".join(f"{t}: {' = '.join(g)}" for t, gs in shared.items() for g in gs) or "none")
 
     params = {k: getattr(settings, k) for k in _KEYS} | (teacher_params(settings) if teaching else {})
-    return store.stage(f"evaluation-{family}-{system}", build, inputs=["benchmark"] + ([] if teaching else [model_stage]), params=params, code=["evaluate"] + (["analyst"] if teaching and settings.teacher_backend == "embedded" else []))
+    return store.stage(f"evaluation-{family}-{system}", build, inputs=["benchmark"] + ([] if teaching or plain else [model_stage]), params=params, code=["evaluate"] + ["baselines"] * plain + (["analyst"] if teaching and settings.teacher_backend == "embedded" else []))
 
-# %% ../nbs/11a_evaluate.ipynb #fd9c2915
+# %% ../nbs/11a_evaluate.ipynb #447157f6
 def evaluate_systems(
     settings: Settings, # the active profile
     store: Store, # its artefacts
 ) -> list[StageResult]: # one per system, in the order of `systems`
-    "Evaluate every system of the profile, building the prompts once."
+    "Evaluate every system of the profile: the teacher here, students side by side if `workers` says so."
     from compeffdist.systems import systems
-    cache = {}
-    return [evaluation_stage(settings, store, s.family, s.name, s.model_stage, cache) for s in systems(settings)]
+    from compeffdist.workers import Job, run_jobs
+    everyone = systems(settings)
+    jobs = [Job(f"{s.family} {s.name}", "evaluate", "evaluation_stage", (s.family, s.name, s.model_stage)) for s in everyone if s.name != "teacher"]
+    students = iter(run_jobs(settings, jobs, "evaluation"))
+    return [evaluation_stage(settings, store, s.family, s.name) if s.name == "teacher" else next(students) for s in everyone]

@@ -41,11 +41,12 @@ OptionalCount = Annotated[Positive|None, BeforeValidator(_none)]
 Family = Literal["llama", "qwen3", "gemma3"]
 Families = Annotated[list[Family], BeforeValidator(_split)]
 
-# %% ../nbs/00_settings.ipynb #6c2942cc
+# %% ../nbs/00_settings.ipynb #5795cd2b
 class TextSettings(BaseModel):
     "User texts and benchmark (PAPER sections A1 and F)."
     seed: Count = 42
     outputs: str = "outputs"
+    workers: Count = 1
     texts_source: Literal["embedded", "sentibench", "hub"] = "embedded"
     texts_total: Positive = 1200
     texts_hub: Names = []
@@ -75,7 +76,7 @@ class TeacherSettings(BaseModel):
     teacher_batch: Positive = 256
     teacher_extra_body: str = ""
 
-# %% ../nbs/00_settings.ipynb #800012eb
+# %% ../nbs/00_settings.ipynb #6c4f6a2a
 class InstructionSettings(BaseModel):
     "Attributes, perspectives and instructions (PAPER section A)."
     enumerate_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -97,6 +98,7 @@ class InstructionSettings(BaseModel):
     corpus_size: Positive = 50000
     corpus_analysis_share: Share = 0.3
     corpus_max_demonstrations: Count = 4
+    corpus_nearby_share: Share = 0.0
     answer_temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     answer_max_tokens: Positive = 512
 

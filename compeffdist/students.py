@@ -125,18 +125,24 @@ def _checkpoint(work):
     found = sorted(Path(work).glob("checkpoint-*/trainer_state.json"), key=lambda p: int(p.parent.name.split("-")[1]))
     return str(found[-1].parent) if found else None
 
-# %% ../nbs/10_students.ipynb #62cf2acc
+# %% ../nbs/10_students.ipynb #9dc39189
 def weighted_loss(
-    model: Any, # as SFTTrainer has prepared it
-    inputs: dict, # a batch with labels
+    model: Any, # a causal language model, plain or with adapters, in one process
+    inputs: dict, # a batch with labels, padded on the right
     power: float, # 0: every token counts the same; 1: every row does
-): # loss, outputs
-    "Mean token loss with each row's tokens weighted by (number of its answer tokens) ** -power."
-    outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-    n = outputs.label_mask.sum(1, keepdim=True).clamp(min=1)
-    weights = outputs.label_mask * n.float() ** -power
-    return -(outputs.log_probs * weights).sum() / weights.sum().clamp(min=1e-6), outputs
+): # scalar tensor
+    "Mean answer-token loss with each row's tokens weighted by (number of its answer tokens) ** -power; the output layer sees answer positions only."
+    import torch.nn.functional as F
+    if hasattr(model, "get_base_model"): model = model.get_base_model()
+    targets = inputs["labels"][:, 1:]
+    hidden = model.get_decoder()(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state[:, :-1] # causal, padded on the right: no mask needed
+    answer = targets != -100
+    n = answer.sum(1, keepdim=True).clamp(min=1)
+    weights = (n.to(hidden.dtype) ** -power).expand_as(targets)[answer]
+    losses = F.cross_entropy(model.get_output_embeddings()(hidden[answer]).float(), targets[answer], reduction="none")
+    return (losses * weights).sum() / weights.sum().clamp(min=1e-6)
 
+# %% ../nbs/10_students.ipynb #f3722e36
 def _trainer_class(batch, power):
     "SFTTrainer that takes its batches from `length_batches` (unless rows are packed) and prints nothing."
     import torch
@@ -155,15 +161,15 @@ def _trainer_class(batch, power):
             self.remove_callback(PrinterCallback)
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             if not power: return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            loss, outputs = weighted_loss(model, inputs, power)
+            loss = weighted_loss(model, inputs, power)
             if num_items_in_batch is not None: loss = loss / self.current_gradient_accumulation_steps
-            return (loss, outputs) if return_outputs else loss
+            return (loss, {}) if return_outputs else loss
         def _get_train_sampler(self, train_dataset=None):
             if self.args.packing: return super()._get_train_sampler(train_dataset)
             return Order([len(ids) for ids in self.train_dataset["input_ids"]], self.args.seed)
     return Distiller
 
-# %% ../nbs/10_students.ipynb #440da62e
+# %% ../nbs/10_students.ipynb #dd7ae9bc
 def finetune(
     model: Any, # a causal language model, changed in place
     tokenizer: Any, # its tokenizer
@@ -179,8 +185,10 @@ def finetune(
     from transformers import set_seed
     encoded, counts = encode_rows(rows, tokenizer, settings.train_max_length, settings.train_chat_template)
     if not encoded: raise UserError(f"None of {counts['rows_in']} training rows fits into train_max_length = {settings.train_max_length} tokens. Raise it in settings.ini.")
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if settings.train_length_power and processes > 1: raise UserError(f"train_length_power = {settings.train_length_power} weighs rows within one process, and this run has {processes}. Set train_length_power = 0, the paper's loss, or use one process.")
     set_seed(seed)
-    args = training_arguments(settings, work, len(encoded), seed, int(os.environ.get("WORLD_SIZE", 1)))
+    args = training_arguments(settings, work, len(encoded), seed, processes)
     model.config.use_cache = False
     trainer = _trainer_class(settings.train_batch, settings.train_length_power)(model=model, args=args, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer, peft_config=_lora(settings), callbacks=[_progress(name)])
     begin = time.perf_counter()

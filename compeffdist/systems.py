@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['System', 'systems', 'results']
 
-# %% ../nbs/09a_systems.ipynb #34bc0580
+# %% ../nbs/09a_systems.ipynb #5cf44cfe
 from dataclasses import dataclass
+from .baselines import BASELINES
 from .settings import Settings, UserError
 from .store import Store
 
-# %% ../nbs/09a_systems.ipynb #c7cc7ed1
+# %% ../nbs/09a_systems.ipynb #9c3e52b6
 @dataclass(frozen=True)
 class System:
     "One row of the experiments."
-    family: str          # llama, qwen3, gemma3; "teacher" for the teacher
-    name: str            # teacher, base, distilled, difficulty-10, random-10, …
+    family: str          # llama, qwen3, gemma3; "teacher"; "baseline" for what needs no language model
+    name: str            # teacher, majority, bag-of-words, base, distilled, difficulty-10, random-10, …
     method: str = ""     # how the training rows are chosen: all, soft, random; empty if not trained
     rate: float = 0.0    # share of the corpus that it is trained on
 
@@ -24,16 +25,16 @@ class System:
     @property
     def sample_stage(self) -> str: return "corpus" if self.method == "all" else f"sample-{self.name}"
     @property
-    def model_stage(self) -> str|None: return None if self.name == "teacher" else f"student-{self.family}-{self.name}" if self.trained else f"base-{self.family}"
+    def model_stage(self) -> str|None: return None if self.family in ("teacher", "baseline") else f"student-{self.family}-{self.name}" if self.trained else f"base-{self.family}"
     @property
     def evaluation_stage(self) -> str: return f"evaluation-{self.family}-{self.name}"
 
-# %% ../nbs/09a_systems.ipynb #12ef0435
+# %% ../nbs/09a_systems.ipynb #99f0e6d0
 def systems(
     settings: Settings, # the active profile
-) -> list[System]: # the teacher first, then each family's systems
+) -> list[System]: # the teacher first, then the baselines and each family's systems
     "All systems of a profile, in the order in which they are trained and shown."
-    rows = [System("teacher", "teacher")]
+    rows = [System("teacher", "teacher")] + [System("baseline", name) for name in BASELINES]
     rates = sorted({*settings.curve_rates, settings.sampling_rate} - {1.0, 0.0})
     for i, family in enumerate(settings.families):
         rows += [System(family, "base"), System(family, "distilled", "all", 1.0)]

@@ -1,6 +1,7 @@
 "Planning pairs, rendering prompts, joining answers."
 from types import SimpleNamespace
 import pandas as pd, pytest
+from compeffdist import corpus
 from hypothesis import given, settings as hyp, strategies as st
 from compeffdist.corpus import cut, distribution, join_answers, plan_corpus, render_prompt
 from compeffdist.settings import UserError
@@ -77,3 +78,25 @@ def test_distribution_counts():
     rows = [dict(r, answer=f"answer {i % 3}") for i, r in enumerate(plan_corpus(instructions([1, 1], [2, 2]), texts(40), 100, .4))]
     table = distribution(pd.DataFrame(rows))
     assert table.samples.to_dict() == {("analysis", "analysis"): 40, ("task", "scoring"): 60} and table.distinct_answers.eq(3).all()
+
+def test_nearby_texts_are_those_that_mention_the_nearest_attributes():
+    import numpy as np, pandas as pd
+    vectors = {"irony": [1, 0, 0], "sarcasm": [0.9, 0.1, 0], "price": [0, 1, 0], "tone": [0, 0, 1], "Spot the irony. Is it meant": [1, 0.05, 0], "Prices. What does it cost?": [0, 1, 0]}
+    mentions = pd.DataFrame([("a", "irony"), ("b", "sarcasm"), ("c", "price"), ("d", "tone"), ("a", "tone")], columns=["text_id", "attribute"])
+    task = lambda id, name, description: dict(id=id, name=name, type="closed classification", description=description, demonstrations=[])
+    instructions = {"0": dict(attributes=["tone", "unseen"], analysis=["How does it sound?"], tasks=[task("t0", "Spot the irony", "Is it meant. One of: yes, no.")]), "1": dict(attributes=[], analysis=[], tasks=[task("t1", "Prices", "What does it cost?")])}
+    near = corpus.nearby_texts(instructions, mentions, lambda names: np.array([vectors[n] for n in names], float), 2)
+    assert near["0/analysis/0"] == ["a", "d"] and near["0/task/t0"] == ["a", "b"] and near["1/task/t1"][-1] == "c"
+
+def test_the_nearby_share_is_kept_and_no_pair_comes_twice():
+    texts = [dict(id=f"x{i}", text=f"text number {i}") for i in range(200)]
+    instructions = {"0": dict(attributes=["tone"], analysis=["How does it sound?", "What is the tone?"], tasks=[])}
+    near = {f"0/analysis/{i}": [f"x{j}" for j in range(60)] for i in (0, 1)}
+    plan = corpus.plan_corpus(instructions, texts, 160, nearby=near, nearby_share=0.5)
+    assert len({(r["instruction_id"], r["text_id"]) for r in plan}) == 160
+    assert 0.4 < sum(r["nearby"] for r in plan) / 160 < 0.6
+    assert all(r["text_id"] in near[r["instruction_id"]] for r in plan if r["nearby"])
+    everything = corpus.plan_corpus(instructions, texts, 200, nearby=near, nearby_share=1.0)
+    assert sum(r["nearby"] for r in everything) == 120 and len(everything) == 200
+    plain = [{k: v for k, v in r.items()} for r in corpus.plan_corpus(instructions, texts, 160)]
+    assert plain == corpus.plan_corpus(instructions, texts, 160, nearby=near, nearby_share=0.0) and not any(r["nearby"] for r in plain)

@@ -68,6 +68,27 @@ def test_loss_equals_a_bare_loop_on_one_step(tok, tmp_path):
     _, log = students.finetune(m, tok, ROWS, settings(train_epochs=1, train_batch=len(ROWS)), tmp_path)
     assert log["curve"][0]["loss"] == pytest.approx(want, abs=1e-4)
 
+@pytest.mark.parametrize("power", [0, 0.5, 1])
+@pytest.mark.parametrize("family", list(base.FAMILIES))
+def test_weighted_loss_equals_a_row_by_row_twin(power, family):
+    import torch
+    tok = base.train_tokenizer([r["prompt"] + " " + r["answer"] for r in ROWS] * 5, family, 360)
+    m = model(tok, family).eval()
+    encoded, _ = students.encode_rows([dict(r, answer=r["answer"] + " indeed" * (i % 4)) for i, r in enumerate(ROWS)], tok, 96)
+    pad = lambda key, value: torch.nn.utils.rnn.pad_sequence([torch.tensor(e[key]) for e in encoded], True, value)
+    total = weight = 0
+    with torch.no_grad():
+        got = students.weighted_loss(m, dict(input_ids=pad("input_ids", tok.pad_token_id), labels=pad("labels", -100)), power).item()
+        for e in encoded:
+            logp = m(input_ids=torch.tensor([e["input_ids"]])).logits[0].log_softmax(-1)
+            own = [-logp[i - 1, y].item() for i, y in enumerate(e["labels"]) if y != -100]
+            total += sum(own) * len(own) ** -power; weight += len(own) ** (1 - power)
+    assert got == pytest.approx(total / weight, rel=1e-5)
+
+def test_row_weights_need_one_process(tok, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="train_length_power = 1.0 .* this run has 2"): students.finetune(model(tok), tok, ROWS, settings(train_length_power=1), tmp_path)
+
 def test_lora_trains_adapters_and_saves_an_ordinary_checkpoint(tok, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM

@@ -1,0 +1,71 @@
+"The three-line interface: probabilities against a slow twin, typed results, refusals."
+import math
+import pytest
+from compeffdist import base, predict
+from compeffdist.evaluate import choose_labels, label_paths
+from compeffdist.predict import SentimentAnalyzer, label_probabilities
+from compeffdist.sentibench import TASKS
+from compeffdist.settings import UserError, load_settings
+
+TEXTS = ["The soup was lovely.", "A dull film without any charm at all.", "It opens at nine."]
+
+@pytest.fixture(scope="module")
+def analyzer():
+    words = [f"{t.instruction} {' '.join(t.labels)} {text}" for t in TASKS.values() for text in TEXTS]
+    tok = base.train_tokenizer(words * 2, "llama", 500)
+    return SentimentAnalyzer(base.new_model("llama", len(tok), 32, 2, 2, seed=4, tokenizer=tok), tok, load_settings("tiny", eval_context=1024))
+
+def slow_probabilities(model, ids, paths):
+    "Walk down the tree of label tokens, one prompt and one branching at a time, with the whole model."
+    import torch
+    def walk(prefix, labels, p):
+        if len(labels) == 1: return {labels[0]: p}
+        depth = len(prefix)
+        heads = {paths[l][depth] for l in labels}
+        with torch.no_grad(): logits = model(input_ids=torch.tensor([list(ids) + prefix])).logits[0, -1]
+        total, out = sum(math.exp(logits[h]) for h in heads), {}
+        for h in heads: out |= walk(prefix + [h], [l for l in labels if paths[l][depth] == h], p * math.exp(logits[h]) / total)
+        return out
+    return walk([], list(paths), 1.0)
+
+@pytest.mark.parametrize("labels", [("good", "bad"), ("not good", "not bad at all", "not bad", "fine"), ("irony", "non-irony")])
+def test_label_probabilities_equal_a_slow_twin(analyzer, labels):
+    tok = analyzer.tokenizer
+    paths = {l: tok(" " + l, add_special_tokens=False).input_ids + [tok.eos_token_id] for l in labels}
+    ids = tok([f"Judge it.\n\nSentence: {t}\nLabel:" for t in TEXTS]).input_ids
+    for row, i in zip(label_probabilities(analyzer.model, ids, paths, 64), ids):
+        assert row == pytest.approx(slow_probabilities(analyzer.model, i, paths), rel=1e-4) and sum(row.values()) == pytest.approx(1)
+
+@pytest.mark.parametrize("task", [t.name for t in TASKS.values() if t.labels])
+def test_labels_are_those_of_the_evaluation_unless_first_tokens_collide(analyzer, task):
+    paths = label_paths(TASKS[task], analyzer.tokenizer)
+    targets = ["the soup"] * 3 if task == "pstance" else None
+    got = analyzer.classify(task, TEXTS, targets)
+    assert [g.text for g in got] == TEXTS and all(g.score == g.scores[g.label] == max(g.scores.values()) for g in got)
+    if len({p[0] for p in paths.values()}) == len(paths): assert [g.label for g in got] == choose_labels(analyzer.model, analyzer._ids(TASKS[task], TEXTS, targets), paths)
+
+def test_one_result_a_text_in_order_whatever_the_batch(analyzer):
+    alone = [analyzer.emotions([t])[0] for t in TEXTS]
+    together = analyzer.emotions(TEXTS)
+    assert [a.label for a in alone] == [b.label for b in together]
+    assert all(a.scores == pytest.approx(b.scores, abs=1e-5) for a, b in zip(alone, together))
+    assert analyzer.polarity([]) == analyzer.aspects([]) == analyzer.ask("Why?", []) == []
+
+@pytest.mark.parametrize("raw, items, valid", [
+    ('[{"aspect_term": " soup ", "sentiment": "positive"}]', [dict(aspect_term="soup", sentiment="positive")], True), ("[]", [], True), ("I do not know", [], False), ("", [], False),
+    ('[{"aspect_term": "soup"}]', [], False), ('[{"aspect_term": 3, "sentiment": "positive"}]', [], False), ('{"aspect_term": "soup", "sentiment": "positive"}', [], False), ("[" * 3000, [], False)])
+def test_answers_that_cannot_be_read_are_marked(raw, items, valid):
+    got, ok = predict._read_tuples(TASKS["atsa_rest16"], raw)
+    assert list(got) == items and ok is valid
+
+def test_a_free_answer_says_whether_it_is_complete(analyzer):
+    reply = analyzer.ask("Describe the tone of this text.", TEXTS[:1], max_new_tokens=3)[0]
+    assert reply.text == TEXTS[0] and isinstance(reply.complete, bool)
+    with pytest.raises(UserError, match="Text 1 with its instruction"): analyzer.ask("Why?", ["fine", "word " * 1200])
+
+def test_refusals(analyzer, tmp_path):
+    with pytest.raises(UserError, match=r"Write \[text\]"): analyzer.polarity("one string")
+    with pytest.raises(UserError, match="Text 1 is NoneType"): analyzer.polarity(["fine", None])
+    with pytest.raises(UserError, match="one target for each of the 3"): analyzer.classify("pstance", TEXTS, ["x"])
+    with pytest.raises(UserError, match="Use .classify"): analyzer.extract("sst2", TEXTS)
+    with pytest.raises(UserError, match="No model could be loaded"): SentimentAnalyzer.from_pretrained(tmp_path)

@@ -462,7 +462,7 @@ def evaluation_stage(
     params = {k: getattr(settings, k) for k in _KEYS} | (teacher_params(settings) if teaching else {})
     return store.stage(f"evaluation-{family}-{system}", build, inputs=["benchmark"] + ([] if teaching or plain else [model_stage]), params=params, code=["evaluate"] + ["baselines"] * plain + (["analyst"] if teaching and settings.teacher_backend == "embedded" else []))
 
-# %% ../nbs/11a_evaluate.ipynb #447157f6
+# %% ../nbs/11a_evaluate.ipynb #2f135b18
 def evaluate_systems(
     settings: Settings, # the active profile
     store: Store, # its artefacts
@@ -470,7 +470,7 @@ def evaluate_systems(
     "Evaluate every system of the profile: the teacher here, students side by side if `workers` says so."
     from compeffdist.systems import systems
     from compeffdist.workers import Job, run_jobs
-    everyone = systems(settings)
+    everyone = [s for s in systems(settings) if not s.lineage] # notebook 12 evaluates those
     jobs = [Job(f"{s.family} {s.name}", "evaluate", "evaluation_stage", (s.family, s.name, s.model_stage)) for s in everyone if s.name != "teacher"]
     students = iter(run_jobs(settings, jobs, "evaluation"))
     return [evaluation_stage(settings, store, s.family, s.name) if s.name == "teacher" else next(students) for s in everyone]

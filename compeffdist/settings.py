@@ -76,7 +76,7 @@ class TeacherSettings(BaseModel):
     teacher_batch: Positive = 256
     teacher_extra_body: str = ""
 
-# %% ../nbs/00_settings.ipynb #6c4f6a2a
+# %% ../nbs/00_settings.ipynb #b5124663
 class InstructionSettings(BaseModel):
     "Attributes, perspectives and instructions (PAPER section A)."
     enumerate_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -99,6 +99,7 @@ class InstructionSettings(BaseModel):
     corpus_analysis_share: Share = 0.3
     corpus_max_demonstrations: Count = 4
     corpus_nearby_share: Share = 0.0
+    lineage: bool = False
     answer_temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     answer_max_tokens: Positive = 512
 

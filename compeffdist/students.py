@@ -207,16 +207,16 @@ def _lora(settings):
     from peft import LoraConfig
     return LoraConfig(r=settings.train_lora_r, lora_alpha=settings.train_lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 
-# %% ../nbs/10_students.ipynb #6870a67e
+# %% ../nbs/10_students.ipynb #229b6581
 TRAIN_KEYS = ("train_epochs", "train_lr", "train_batch", "train_accumulation", "train_max_length", "train_packing", "train_scheduler", "train_warmup",
     "train_weight_decay", "train_beta1", "train_beta2", "train_eps", "train_clip", "train_precision", "train_lora_r", "train_lora_alpha",
     "train_gradient_checkpointing", "train_chat_template", "student_dtype", "seed", "train_length_power")
 
 def sample_file(
-    sample_stage: str, # "corpus" or "sample-<name>"
+    sample_stage: str, # "corpus", "corpus-<name>" or "sample-<name>"
 ) -> str: # its file of rows
     "Which file of a stage holds the training rows."
-    return "corpus.parquet" if sample_stage == "corpus" else "sample.parquet"
+    return "corpus.parquet" if sample_stage.startswith("corpus") else "sample.parquet"
 
 def load_student(
     folder: Path, # a checkpoint
@@ -228,26 +228,27 @@ def load_student(
     try: return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as e: raise UserError(f"{folder} cannot be loaded as a student: {str(e).splitlines()[0]} Delete it and run the same command again.") from e
 
-# %% ../nbs/10_students.ipynb #4d4f900a
+# %% ../nbs/10_students.ipynb #653bb2a4
 def student_stage(
     settings: Settings, # student_…, train_… decide
     store: Store, # where sample and base student are
     family: str, # llama, qwen3 or gemma3
     system: str, # name of the result, e.g. "distilled"
     sample_stage: str = "corpus", # stage with the training rows
+    start: str = "", # stage of the student to go on from; the base student if empty
 ) -> StageResult: # folder with model, tokenizer and log.json
     "Distil one student (PAPER section E)."
     base = base_stage(settings, store, family)
     params = {k: getattr(settings, k) for k in TRAIN_KEYS} | dict(family=family, bf16=settings.train_precision == "bf16" and bf16_pays())
     def build(out, work):
         rows = store.rows(sample_stage, sample_file(sample_stage)).select_columns(["id", "prompt", "answer"]).to_list()
-        model, tokenizer = load_student(base.path, settings.student_dtype)
+        model, tokenizer = load_student(store.path(start) if start else base.path, settings.student_dtype)
         model, log = finetune(model, tokenizer, rows, settings, work, derive_seed(settings.seed, "student", family), f"student-{family}-{system}")
         model.save_pretrained(out); tokenizer.save_pretrained(out)
         speed = log.pop("tokens_per_second")
         write_json(out/"log.json", dict(family=family, system=system, sample=sample_stage, **log))
         return log["counts"] | dict(steps=log["steps"], final_loss=log["final_loss"], tokens_per_second=speed)
-    return store.stage(f"student-{family}-{system}", build, inputs=[f"base-{family}", sample_stage], params=params, code=["students"])
+    return store.stage(f"student-{family}-{system}", build, inputs=[start or f"base-{family}", sample_stage], params=params, code=["students"])
 
 # %% ../nbs/10_students.ipynb #913461e0
 def loss_figure(

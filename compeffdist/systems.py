@@ -11,25 +11,28 @@ from .baselines import BASELINES
 from .settings import Settings, UserError
 from .store import Store
 
-# %% ../nbs/09a_systems.ipynb #9c3e52b6
+# %% ../nbs/09a_systems.ipynb #1bbc019f
 @dataclass(frozen=True)
 class System:
     "One row of the experiments."
     family: str          # llama, qwen3, gemma3; "teacher"; "baseline" for what needs no language model
     name: str            # teacher, majority, bag-of-words, base, distilled, difficulty-10, random-10, …
-    method: str = ""     # how the training rows are chosen: all, soft, random; empty if not trained
+    method: str = ""     # how the training rows are chosen: all, soft, random; knowdist, icldist (notebook 12); empty if not trained
     rate: float = 0.0    # share of the corpus that it is trained on
+    start: str = ""      # the system whose student it goes on from; the base if empty
 
     @property
     def trained(self) -> bool: return bool(self.method)
     @property
-    def sample_stage(self) -> str: return "corpus" if self.method == "all" else f"sample-{self.name}"
+    def lineage(self) -> bool: return self.method in ("knowdist", "icldist")
+    @property
+    def sample_stage(self) -> str: return "corpus" if self.method == "all" else f"corpus-{self.method}" if self.lineage else f"sample-{self.name}"
     @property
     def model_stage(self) -> str|None: return None if self.family in ("teacher", "baseline") else f"student-{self.family}-{self.name}" if self.trained else f"base-{self.family}"
     @property
     def evaluation_stage(self) -> str: return f"evaluation-{self.family}-{self.name}"
 
-# %% ../nbs/09a_systems.ipynb #99f0e6d0
+# %% ../nbs/09a_systems.ipynb #44a04695
 def systems(
     settings: Settings, # the active profile
 ) -> list[System]: # the teacher first, then the baselines and each family's systems
@@ -39,6 +42,7 @@ def systems(
     for i, family in enumerate(settings.families):
         rows += [System(family, "base"), System(family, "distilled", "all", 1.0)]
         if i: continue
+        if settings.lineage: rows += [System(family, "knowdist", "knowdist", 1.0), System(family, "icldist", "icldist", 1.0), System(family, "two-stage", "icldist", 1.0, "knowdist")]
         rows += [System(family, f"{label}-{100 * rate:g}", method, rate) for rate in rates for label, method in (("difficulty", "soft"), ("random", "random"))]
     return rows
 

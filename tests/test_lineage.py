@@ -1,0 +1,56 @@
+"The older systems: their corpora, and a whole small run of both stages."
+import json
+import pytest
+from compeffdist import base, lineage, texts
+from compeffdist.lineage import ICL_HEADERS, KNOWDIST_PROMPTS, icl_prompts, icldist_rows, knowdist_rows
+from compeffdist.settings import UserError, load_settings
+from compeffdist.store import Store
+from compeffdist.systems import systems
+from compeffdist.teacher import load_teacher
+
+TEXTS = [dict(id=f"x{i}", text=t) for i, t in enumerate(["The soup was lovely.", "A dull film.", "Great, another delay. Just what I needed.", "I miss you so much.", "The shop opens at nine.", "Terrible service!"] * 6)]
+
+def test_knowdist_uses_every_instruction_and_no_pair_twice():
+    rows = knowdist_rows(TEXTS, len(TEXTS) * len(KNOWDIST_PROMPTS))
+    assert len({(r["instruction_id"], r["text_id"]) for r in rows}) == len(rows) and len({r["instruction_id"] for r in rows}) == len(KNOWDIST_PROMPTS)
+    assert rows != knowdist_rows(TEXTS, len(rows), seed=7) and all(r["prompt"].endswith("Output:") for r in rows)
+    with pytest.raises(UserError, match="6 instructions and 36 texts"): knowdist_rows(TEXTS, 217)
+
+def test_icl_prompts_vary_and_leave_sentibenchs_headers_alone():
+    prompts = icl_prompts(400)
+    assert {p["headers"] for p in prompts} == set(ICL_HEADERS) and not set(ICL_HEADERS) & {("Sentence", "Label"), ("Sentence", "Output")}
+    assert {p["type"] for p in prompts} == {"extraction", "closed classification"} and len({p["instruction"] for p in prompts}) > 100
+
+def test_demonstrations_are_the_teachers_own_answers(tmp_path):
+    s = load_settings("tiny", outputs=str(tmp_path))
+    store = Store(s)
+    rows = icldist_rows(TEXTS, 60, s, load_teacher(s), store.record, prompts=12, pool=6)
+    prompts, texts_of = icl_prompts(12, s.seed), {t["text"] for t in TEXTS}
+    assert len({(r["instruction_id"], r["text_id"]) for r in rows}) == len(rows) and {r["demonstrations"] for r in rows} >= {0, 1, 2}
+    for r in rows:
+        p = prompts[r["perspective"]]
+        head, tail = p["headers"]
+        blocks = r["prompt"].split("\n\n")[1:]
+        assert len(blocks) == r["demonstrations"] + 1 and blocks[-1].endswith(f"\n{tail}:")
+        for b in blocks[:-1]:
+            text, answer = b.removeprefix(f"{head}: ").split(f"\n{tail}: ")
+            assert text in texts_of and (isinstance(json.loads(answer), list) if p["type"] == "extraction" else 0 < len(answer.split()) <= 3)
+    with pytest.raises(UserError, match="only 3 user texts"): icldist_rows(TEXTS[:3], 5, s, load_teacher(s), store.record)
+
+def test_both_stages_train_and_stand_in_the_table(tmp_path, monkeypatch):
+    shipped = tmp_path/"shipped"
+    base.build_base("llama", [f"{t['text']} {t['id']}" for t in TEXTS], shipped/"llama", steps=1, batch=2, vocab=420, hidden=16, layers=1, heads=2)
+    base.seal(shipped/"llama", family="llama")
+    monkeypatch.setattr(base, "students_folder", lambda: shipped)
+    s = load_settings("tiny", outputs=str(tmp_path/"out"), lineage=True, families="llama", texts_total=40, benchmark_train=8, benchmark_test=4, corpus_size=30, train_epochs=1, train_lr=1e-2,
+        eval_limit=1, eval_seeds="42", shots=1, shots_reduce=True, eval_max_new_tokens=4, eval_max_new_tokens_opener=4, workers=1, curve_rates="1.0", sampling_rate=1.0)
+    store = Store(s)
+    texts.benchmark_stage(s, store); texts.texts_stage(s, store)
+    done = {r.name: r for r in lineage.lineage_systems_stages(s, store)}
+    assert list(done) == ["corpus-knowdist", "corpus-icldist", "student-llama-knowdist", "student-llama-icldist", "student-llama-two-stage", *(f"evaluation-llama-{n}" for n in ("knowdist", "icldist", "two-stage"))]
+    weights = {n: (done[f"student-llama-{n}"].path/"model.safetensors").read_bytes() for n in ("knowdist", "icldist", "two-stage")}
+    assert len(set(weights.values())) == 3
+    assert all(r.cached for r in lineage.lineage_systems_stages(s, store))
+    assert {x.name for x in systems(s)} >= {"knowdist", "icldist", "two-stage"} and not any(x.lineage for x in systems(load_settings("tiny")))
+    assert lineage.lineage_systems_stages(load_settings("tiny", outputs=str(tmp_path/"other")), store) == []
+    with pytest.raises(UserError, match="knowdist, icldist"): lineage.lineage_corpus_stage(s, store, "knowledge")

@@ -34,7 +34,7 @@ $(VENV)/.ready-$(LOCK): locks/$(LOCK).txt locks/uv.txt pyproject.toml
 	@touch $@
 
 replicate: setup ## run every numbered notebook in order into outputs/$(PROFILE)/
-	$(BIN)/python -m compeffdist.replicate --profile $(PROFILE) --only $(ONLY)
+	$(BIN)/python -m compeffdist.replicate --profile $(PROFILE) $(if $(RERUN),--rerun) --only $(ONLY)
 
 test: setup ## notebooks clean and in sync with the package, then pytest
 	$(BIN)/python -m pytest tests

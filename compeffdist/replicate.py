@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['NOTE', 'notebooks', 'check_parameters', 'Progress', 'run_notebook', 'machine', 'git_commit', 'write_manifest',
-           'replicate', 'main']
+           'run_key', 'remember', 'unchanged', 'replicate', 'main']
 
-# %% ../nbs/14_replicate.ipynb #f9dc3684
+# %% ../nbs/14_replicate.ipynb #f22200bf
 import argparse, contextlib, json, logging, os, platform, resource, subprocess, sys, threading, time
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 from .figures import write_index
 from .settings import Settings, UserError, load_settings, project_root
-from .store import Store, content_hash, read_json, write_json
+from .store import Store, content_hash, read_json, text_hash, write_json
 
 # %% ../nbs/14_replicate.ipynb #4b684c7c
 def notebooks(
@@ -106,7 +106,7 @@ def git_commit(
     changed = run("status", "--porcelain", "--untracked-files=no", "--", "nbs", "compeffdist", "settings.ini", "pyproject.toml", "locks")
     return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
-# %% ../nbs/14_replicate.ipynb #92329bca
+# %% ../nbs/14_replicate.ipynb #c869afba
 def _public(settings):
     "Settings for the manifest: folders of this machine by name only."
     values = settings.model_dump()
@@ -115,14 +115,16 @@ def _public(settings):
 
 def write_manifest(
     store: Store, # the profile's store
-    durations: Mapping[str, float], # seconds per notebook
+    durations: Mapping[str, float], # seconds per notebook, when it last ran
     built: Sequence[str] = (), # stages that were run, not skipped, this time
+    kept: Sequence[str] = (), # notebooks that were not opened this time
+    seconds: float|None = None, # of this run; the sum of `durations` if None
 ) -> Path: # manifest.json
     "Record settings, machine, commit, durations, counts of every stage and the hash of every table."
     stages = {s["stage"]: dict(fingerprint=s["fingerprint"], counts=s["counts"], seconds_when_built=s["seconds"]) for s in store.stages()}
     peak = max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)) / 2**20
     write_json(store.root/"manifest.json", dict(profile=store.settings.profile, commit=git_commit(project_root()), settings=_public(store.settings), machine=machine(),
-        notebooks={k: round(v, 1) for k, v in durations.items()}, seconds=round(sum(durations.values()), 1), stages_built=list(built), peak_process_gib=round(peak, 2), stages=stages,
+        notebooks={k: round(v, 1) for k, v in durations.items()}, seconds=round(sum(durations.values()) if seconds is None else seconds, 1), unchanged=list(kept), stages_built=list(built), peak_process_gib=round(peak, 2), stages=stages,
         dead_requests=_dead_counts(store), tables={p.name: content_hash(p) for p in sorted(store.tables.glob("*.csv"))}))
     return store.root/"manifest.json"
 
@@ -146,29 +148,83 @@ def _expected(store):
     file = store.root/"manifest.json"
     return read_json(file)["notebooks"] if file.is_file() else {}
 
-# %% ../nbs/14_replicate.ipynb #ea4a1fb3
+# %% ../nbs/14_replicate.ipynb #13df7a20
+def _outside(settings):
+    "Names, sizes and times of a benchmark folder's files: cheap, and enough to see that it was changed."
+    folder = Path(settings.sentibench)
+    if settings.sentibench == "embedded" or not folder.is_dir(): return []
+    return [[p.relative_to(folder).as_posix(), (s := p.stat()).st_size, s.st_mtime_ns] for p in sorted(folder.rglob("*.json"))]
+
+def run_key(
+    settings: Settings, # the active profile
+    parameters: Mapping[str, Any], # for the parameters cells
+) -> dict: # digests of what every notebook of a run depends on
+    "Package, settings, versions and benchmark folder of a run."
+    package = project_root()/"compeffdist"
+    files = {p.relative_to(package).as_posix(): content_hash(p) for p in sorted(package.rglob("*")) if p.is_file() and "__pycache__" not in p.parts}
+    parts = dict(package=files, settings=settings.model_dump(mode="json"), parameters=dict(parameters), versions=machine()["versions"], benchmark=_outside(settings))
+    return {k: text_hash(json.dumps(v, sort_keys=True, default=str)) for k, v in parts.items()}
+
+def _products(store):
+    "Figures, tables and executed notebooks, with the time of their last change."
+    return {p.relative_to(store.root).as_posix(): p.stat().st_mtime_ns for folder in ("figures", "tables", "notebooks") for p in (store.root/folder).glob("*") if p.is_file() and not p.name.endswith(".run.json")}
+
+def _record(path, store): return store.root/"notebooks"/f"{path.stem}.run.json"
+
+def remember(
+    path: Path, # the notebook that has run
+    store: Store, # what it left
+    key: Mapping, # from `run_key`
+    before: Mapping[str, int], # `_products` before it ran
+    seconds: float, # how long it took
+) -> None:
+    "Write down what a notebook depended on and what it left."
+    files = {name: content_hash(store.root/name) for name, t in _products(store).items() if before.get(name) != t}
+    write_json(_record(path, store), dict(key=dict(key), notebook=content_hash(path), stages={s["stage"]: s["fingerprint"] for s in store.stages()}, files=files, seconds=round(seconds, 1)))
+
+# %% ../nbs/14_replicate.ipynb #597fd6f3
+def unchanged(
+    path: Path, # a notebook
+    store: Store, # what earlier runs left
+    key: Mapping, # from `run_key`
+) -> dict|None: # its record, or None if it must run
+    "Is everything that a notebook depends on and everything that it left as it was?"
+    file = _record(path, store)
+    try: record = read_json(file) if file.is_file() else None
+    except UserError: record = None
+    if not record or record.get("key") != dict(key) or record.get("notebook") != content_hash(path): return None
+    now = {s["stage"]: s["fingerprint"] for s in store.stages()}
+    if any(now.get(name) != fingerprint for name, fingerprint in record["stages"].items()): return None
+    if any(not (store.root/name).is_file() or content_hash(store.root/name) != digest for name, digest in record["files"].items()): return None
+    try: [store.path(name) for name in record["stages"]] # damaged artefacts are refused here
+    except UserError: return None
+    return record
+
+# %% ../nbs/14_replicate.ipynb #749be1cf
 def replicate(
     profile: str = "tiny", # a section of settings.ini
     only: Sequence[str] = (), # numbers of notebooks; all if empty
     parameters: Mapping[str, Any]|None = None, # for the parameters cells; each must exist in every notebook chosen
+    rerun: bool = False, # open every notebook, changed or not
 ) -> Path: # outputs/<profile>/index.html
     "Run the numbered notebooks in order; one line for each, then manifest and index."
     settings = load_settings(profile)
-    store, chosen, durations, built = Store(settings), notebooks(only), {}, []
+    store, chosen, durations, built, kept = Store(settings), notebooks(only), {}, [], []
     parameters = dict(profile=profile, **(parameters or {}))
     for path in chosen: check_parameters(path, parameters)
+    key, begin = run_key(settings, parameters), time.perf_counter()
     os.environ.update(_environment(settings))
     expected, log = _expected(store), logging.getLogger("papermill")
     log.handlers, log.propagate = [Progress(store.root/"log.txt")], False
     log.setLevel(logging.INFO)
     try:
         with _kernel_noise(store.root/"log.txt"):
-            for i, path in enumerate(chosen): durations[path.stem] = _announced(i, path, chosen, expected, store, parameters, built)
+            for i, path in enumerate(chosen): durations[path.stem] = _announced(i, path, chosen, expected, store, parameters, built, kept, None if rerun else key, key)
     finally:
-        if durations: write_manifest(store, {**(expected if only else {}), **durations}, built)
-    return _finish(store, durations)
+        if durations: write_manifest(store, {**(expected if only else {}), **durations}, built, kept, time.perf_counter() - begin)
+    return _finish(store, time.perf_counter() - begin)
 
-# %% ../nbs/14_replicate.ipynb #7d06892f
+# %% ../nbs/14_replicate.ipynb #bbc8310e
 @contextlib.contextmanager
 def _kernel_noise(log):
     "Send what kernels print at their start to the log: they inherit file descriptor 2."
@@ -177,24 +233,30 @@ def _kernel_noise(log):
     try: yield
     finally: os.dup2(kept, 2); os.close(kept)
 
-def _announced(i, path, chosen, expected, store, parameters, built):
-    "Run one notebook and print what its stages did."
+def _announced(i, path, chosen, expected, store, parameters, built, kept, trusted, key):
+    "Run one notebook, unless it is as it was, and print what its stages did."
+    title = f"[{i + 1:2}/{len(chosen)}] {path.stem:<24}"
+    if trusted and (record := unchanged(path, store, trusted)):
+        kept.append(path.stem)
+        print(f"{title} unchanged, not run", flush=True)
+        return record["seconds"]
     left = sum(expected.get(p.stem, 0) for p in chosen[i:])
-    print(f"[{i + 1:2}/{len(chosen)}] {path.stem:<24}" + (f" about {left:.0f} s left" if left else ""), flush=True)
-    before = {s["stage"]: s["fingerprint"] for s in store.stages()}
+    print(title + (f" at most {left:.0f} s left" if left else ""), flush=True)
+    before, products = {s["stage"]: s["fingerprint"] for s in store.stages()}, _products(store)
     seconds = run_notebook(path, store.root/"notebooks"/path.name, parameters)
     new = [s["stage"] for s in store.stages() if before.get(s["stage"]) != s["fingerprint"]]
     built.extend(new)
+    remember(path, store, key, products, seconds)
     print(f"        {seconds:6.1f} s" + (f"  built {', '.join(new)}" if new else "  nothing to build"), flush=True)
     return seconds
 
-def _finish(store, durations):
-    facts = dict(seed=store.settings.seed, seconds=round(sum(durations.values())), cores=os.cpu_count(), commit=git_commit(project_root())[:10])
+def _finish(store, seconds):
+    facts = dict(seed=store.settings.seed, seconds=round(sum(read_json(store.root/"manifest.json")["notebooks"].values())), cores=os.cpu_count(), commit=git_commit(project_root())[:10])
     index = write_index(store, NOTE.get(store.settings.teacher_backend, "Numbers of this profile."), facts)
-    print(f"Done in {sum(durations.values()):.0f} s. Open {index}", flush=True)
+    print(f"Done in {seconds:.0f} s. Open {index}", flush=True)
     return index
 
-# %% ../nbs/14_replicate.ipynb #8766d1eb
+# %% ../nbs/14_replicate.ipynb #480c9482
 def main(
     argv: Sequence[str]|None = None, # command-line words; sys.argv if None
 ) -> int: # exit status: 0 done, 2 the user's mistake, 1 ours
@@ -203,8 +265,9 @@ def main(
     parser.add_argument("--profile", default="tiny", help="a section of settings.ini")
     parser.add_argument("--only", nargs="*", default=[], help="numbers of notebooks, e.g. 08 20")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="passed to every notebook chosen, which must define it")
+    parser.add_argument("--rerun", action="store_true", help="open every notebook, changed or not; unchanged stages are skipped all the same")
     args = parser.parse_args(argv)
-    try: replicate(args.profile, args.only, {k: json.loads(v) if v[:1] in '[{0123456789-tfn"' and _is_json(v) else v for k, v in args.parameter})
+    try: replicate(args.profile, args.only, {k: json.loads(v) if v[:1] in '[{0123456789-tfn"' and _is_json(v) else v for k, v in args.parameter}, args.rerun)
     except UserError as e: print(f"\nERROR {e}", file=sys.stderr); return 2
     except RuntimeError as e: print(f"\nFAILED {e}", file=sys.stderr); return 1
     except KeyboardInterrupt: print("\nStopped. What was finished is kept; the same command goes on from there.", file=sys.stderr); return 130

@@ -73,3 +73,46 @@ def test_commit_outside_a_checkout_is_unknown(tmp_path): assert git_commit(tmp_p
 def test_the_command_exits_with_its_status(project):
     done = subprocess.run([sys.executable, "-m", "compeffdist.replicate", "--profile", "no"], capture_output=True, text=True)
     assert done.returncode == 2 and "Allowed: tiny, mini, gpu, paper" in done.stderr
+
+COUNTED = """from pathlib import Path
+from compeffdist.settings import load_settings
+from compeffdist.store import Store, write_rows
+from compeffdist.figures import save_table
+import pandas as pd
+ran = Path('ran.txt'); ran.write_text(ran.read_text() + 'x' if ran.is_file() else 'x')
+s = Store(load_settings(profile))
+s.stage('one', lambda out, work: write_rows(out/'a.parquet', [dict(a=1)]) and {}, params=dict(seed=s.settings.seed))
+save_table(s, 'tab-x', pd.DataFrame(dict(a=[1])), 'A caption.')"""
+
+@pytest.fixture
+def counted(project):
+    notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", COUNTED)
+    replicate("tiny")
+    return project, lambda: len((project/"nbs/ran.txt").read_text())
+
+def test_nothing_changed_means_nothing_is_opened(counted, capsys):
+    project, times = counted
+    replicate("tiny")
+    manifest = json.loads((project/"outputs/tiny/manifest.json").read_text())
+    assert times() == 1 and "unchanged, not run" in capsys.readouterr().out and manifest["unchanged"] == ["00_a"] and manifest["notebooks"]["00_a"] > 0
+    replicate("tiny", rerun=True)
+    assert times() == 2
+
+def _edit(project): notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", COUNTED + "\nmore = 1")
+def _package(project): (project/"compeffdist").mkdir(); (project/"compeffdist/new.py").write_text("x = 1")
+@pytest.mark.parametrize("change", [_edit, _package, lambda p: (p/"outputs/tiny/tables/tab-x.csv").unlink(), lambda p: (p/"outputs/tiny/tables/tab-x.csv").write_text("a\n2\n"),
+    lambda p: shutil.rmtree(p/"outputs/tiny/artifacts/one"), lambda p: (p/"outputs/tiny/artifacts/one/a.parquet").write_bytes(b"torn"),
+    lambda p: (p/"outputs/tiny/notebooks/00_a.run.json").write_text("{ torn"), lambda p: (p/"outputs/tiny/notebooks/00_a.ipynb").unlink()],
+    ids="notebook package table-gone table-changed stage-gone stage-torn record-torn copy-gone".split())
+def test_any_change_opens_the_notebook_again(counted, change):
+    project, times = counted
+    change(project)
+    replicate("tiny")
+    assert times() == 2
+    replicate("tiny")
+    assert times() == 2
+
+def test_a_setting_opens_the_notebook_again(counted, monkeypatch):
+    project, times = counted
+    monkeypatch.setenv("COMPEFFDIST_SHOTS", "1"); replicate("tiny")
+    assert times() == 2

@@ -21,7 +21,7 @@ endif
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
-	@echo "  variables: PROFILE=tiny|mini|gpu|paper  SENTIBENCH=<folder>  ONLY='08 20'  LOCK=cpu|cuda"
+	@echo "  variables: PROFILE=tiny|mini|gpu|paper  SENTIBENCH=<folder>  ONLY='08 20'  LOCK=cpu|cuda  RERUN=1"
 
 setup: $(VENV)/.ready-$(LOCK) ## .venv with every package at its locked version and hash
 

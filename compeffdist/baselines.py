@@ -5,25 +5,29 @@
 # %% auto #0
 __all__ = ['BASELINES', 'fit_baseline', 'Baseline']
 
-# %% ../nbs/10a_baselines.ipynb #69348a43
+# %% ../nbs/10a_baselines.ipynb #a3230f6a
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from .corpus import cut
 from .sentibench import Task, read_split, render
 from .settings import UserError
 
-# %% ../nbs/10a_baselines.ipynb #3bd48987
+# %% ../nbs/10a_baselines.ipynb #1d1a03ca
 BASELINES = ("majority", "bag-of-words")
 
-def _features(task, record):
-    "What a bag of words reads."
-    return f"{record['sentence']} {record['target']}" if task.name == "pstance" else record["sentence"]
+def _features(task, record, max_words):
+    "What a bag of words reads: the text as a student sees it, with the target of a stance."
+    text = cut(record["sentence"], max_words)
+    return f"{text} {record['target']}" if task.name == "pstance" else text
 
 def fit_baseline(
     name: str, # majority | bag-of-words
     task: Task, # one SentiBench task
     train: Sequence[dict], # its train records
+    max_words: int|None = None, # texts are cut to so many words
 ) -> Any: # a function: records -> answers
     "Learn to answer one task from its train split; raises `UserError` for an unknown name or an empty split."
     if name not in BASELINES: raise UserError(f"{name!r} is no baseline. Allowed: {', '.join(BASELINES)}.")
@@ -35,15 +39,15 @@ def fit_baseline(
         return lambda records: [best] * len(records)
     from sklearn.feature_extraction.text import TfidfVectorizer
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)[#@]?\w+|[!?]")
-    known = words.fit_transform([_features(task, r) for r in train])
-    ask = lambda records: words.transform([_features(task, r) for r in records])
+    known = words.fit_transform([_features(task, r, max_words) for r in train])
+    ask = lambda records: words.transform([_features(task, r, max_words) for r in records])
     if not task.labels: return lambda records: [answers[i] for i in (ask(records) @ known.T).toarray().argmax(1)]
     if len(set(answers)) == 1: return lambda records: answers[:1] * len(records)
     from sklearn.linear_model import LogisticRegression
     model = LogisticRegression(C=10, max_iter=1000, class_weight="balanced").fit(known, answers)
     return lambda records: model.predict(ask(records)).tolist()
 
-# %% ../nbs/10a_baselines.ipynb #7b9f56f8
+# %% ../nbs/10a_baselines.ipynb #802ea19d
 class Baseline:
     "A baseline in a student's place."
     def __init__(
@@ -58,6 +62,6 @@ class Baseline:
     ) -> list[Any]: # evaluate.Answer, in order
         "Learn the task's train split once, then answer."
         from compeffdist.evaluate import Answer
-        task = items[0].task
-        if task.name not in self.fitted: self.fitted[task.name] = fit_baseline(self.name, task, read_split(self.folder, task, "train"))
-        return [Answer(i, a) for i, a in zip(items, self.fitted[task.name]([i.record for i in items]))]
+        task, max_words = items[0].task, items[0].max_words
+        if (task.name, max_words) not in self.fitted: self.fitted[task.name, max_words] = fit_baseline(self.name, task, read_split(self.folder, task, "train"), max_words)
+        return [Answer(replace(i, demonstrations=()), a) for i, a in zip(items, self.fitted[task.name, max_words]([i.record for i in items]))]

@@ -261,7 +261,7 @@ def decode_batch(
             mask, logits = _step(model, token, mask, cache)
     return answers
 
-# %% ../nbs/11a_evaluate.ipynb #b958f9d6
+# %% ../nbs/11a_evaluate.ipynb #1e912c54
 def decode(
     model: Any, # a transformers causal language model
     tokenizer: Any, # its tokenizer
@@ -269,10 +269,11 @@ def decode(
     budgets: Sequence[int], # new tokens, per prompt
     batch_tokens: int = 16384, # padded tokens in a batch, the new ones included
     chat: bool = False, # see `stop_tokens`
+    stop: Sequence[int]|None = None, # token ids that end an answer; None = `stop_tokens`
 ) -> list[str]: # the generated texts
     "Greedy answers to many prompts, in order."
     import torch
-    stop, texts = torch.tensor(stop_tokens(tokenizer, chat), device=model.device), [""]*len(ids)
+    stop, texts = torch.tensor(stop_tokens(tokenizer, chat) if stop is None else list(stop), device=model.device), [""]*len(ids)
     for batch in token_batches([len(i) for i in ids], batch_tokens, max(budgets, default=0)):
         new = decode_batch(model, [ids[i] for i in batch], [budgets[i] for i in batch], stop)
         for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True)): texts[i] = text

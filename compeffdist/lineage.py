@@ -82,7 +82,7 @@ def _usable(prompt, answer):
     try: return isinstance(json.loads(answer), list)
     except ValueError: return False
 
-# %% ../nbs/12_lineage.ipynb #8e2177e8
+# %% ../nbs/12_lineage.ipynb #79c2167d
 def icldist_rows(
     texts: Sequence[Mapping], # rows of id, text
     size: int, # samples
@@ -102,8 +102,9 @@ def icldist_rows(
     shown = [[(t["text"], a.strip()) for t in d for a in [next(answers).text or ""] if _usable(p, a.strip())] for p, d in zip(variants, draws)]
     used, rows = [{t["id"] for t in d} for d in draws], []
     order = rng.sample(texts, len(texts))
-    for i in range(size):
+    for i in range(2 * size): # a pair that was used is skipped; stop at the wanted size
         k, text = i % len(variants), order[(i // len(variants) * 7 + i) % len(order)]
+        if len(rows) == size: break
         if text["id"] in used[k]: continue
         used[k].add(text["id"])
         demos = rng.sample(shown[k], min(rng.randint(0, 4), len(shown[k])))
@@ -111,7 +112,7 @@ def icldist_rows(
             demonstrations=len(demos), prompt=icl_render(variants[k], text["text"], demos, s.max_words)))
     return rows
 
-# %% ../nbs/12_lineage.ipynb #7165efcc
+# %% ../nbs/12_lineage.ipynb #8af14d5e
 LINEAGE = ("knowdist", "icldist")
 
 def lineage_corpus_stage(
@@ -132,7 +133,7 @@ def lineage_corpus_stage(
         import pandas as pd
         write_rows(out/"corpus.parquet", kept)
         write_rows(out/"dropped.parquet", pd.DataFrame(dropped, columns=["id", "reason", "item"]).astype("string"))
-        return dict(rows_in=len(rows), rows_out=len(kept), dead=sum(r.text is None for r in responses))
+        return dict(wanted=s.corpus_size, rows_in=len(rows), rows_out=len(kept), dead=sum(r.text is None for r in responses))
     return store.stage(f"corpus-{name}", build, inputs=["texts"], params=teacher_params(settings) | {k: getattr(settings, k) for k in keys}, code=["lineage"])
 
 # %% ../nbs/12_lineage.ipynb #dcb9a41f

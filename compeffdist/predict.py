@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['Label', 'Tuples', 'Reply', 'label_probabilities', 'Analyzer', 'TaskAnalyzer', 'SentimentAnalyzer']
 
-# %% ../nbs/11b_predict.ipynb #14a3e4d9
+# %% ../nbs/11b_predict.ipynb #defdfad0
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from .evaluate import budget, build_prompt, decode, encode, fit_prompts, Item, label_paths, last_logits, load_student
+from .evaluate import budget, build_prompt, decode, encode, label_paths, last_logits, load_student
 from .sentibench import Task, first_array, get_task, parse_array
 from .settings import Settings, UserError, load_settings
+from .store import read_json
 
-# %% ../nbs/11b_predict.ipynb #5a199f30
+# %% ../nbs/11b_predict.ipynb #dad86732
 @dataclass(frozen=True)
 class Label:
     "A text's label."
@@ -36,7 +37,7 @@ class Reply:
     "A free answer."
     text: str
     answer: str
-    complete: bool                                    # False: cut off at the token limit
+    complete: bool                                    # False: the model had not ended its answer at the token limit
 
 # %% ../nbs/11b_predict.ipynb #aa75fb7d
 def label_probabilities(
@@ -58,7 +59,7 @@ def label_probabilities(
         groups += [g for t in tokens if len(g := tuple(l for l in group if paths[l][depth] == t)) > 1]
     return out
 
-# %% ../nbs/11b_predict.ipynb #bbb93995
+# %% ../nbs/11b_predict.ipynb #922be823
 def _check_texts(texts):
     if isinstance(texts, str): raise UserError(f"Expected a list of texts, got one string: {texts[:40]!r}. Write [text].")
     for i, t in enumerate(texts):
@@ -86,11 +87,17 @@ class Analyzer:
         if task.name == "pstance" and (targets is None or len(targets) != len(texts)): raise UserError(f"Stance needs one target for each of the {len(texts)} texts, got {None if targets is None else len(targets)}. Pass targets=[…].")
         records = [dict(sentence=t) | (dict(target=targets[i]) if targets else {}) for i, t in enumerate(texts)]
         if not records: return []
-        return fit_prompts([Item(task, 0, i, r, ()) for i, r in enumerate(records)], self.tokenizer, self.settings, self.context)[1]
+        prompts = [build_prompt(task, r, (), self.settings.max_words) for r in records]
+        return self._fit(encode(self.tokenizer, prompts, self.settings.eval_chat_template), budget(task, self.settings))
 
-    def _decode(self, ids, limit):
+    def _fit(self, ids, limit):
+        room = self.context - limit
+        if long := [i for i, row in enumerate(ids) if len(row) > room]: raise UserError(f"Text {long[0]} with its instruction has {len(ids[long[0]])} tokens; {room} fit ({self.context} of context less {limit} to generate). Shorten it, or pass settings with max_words or a larger eval_context.")
+        return ids
+
+    def _decode(self, ids, limit, stop=None):
         s = self.settings
-        return decode(self.model, self.tokenizer, ids, [limit]*len(ids), s.eval_batch_tokens, s.eval_chat_template) if ids else []
+        return decode(self.model, self.tokenizer, ids, [limit]*len(ids), s.eval_batch_tokens, s.eval_chat_template, stop) if ids else []
 
 # %% ../nbs/11b_predict.ipynb #c274b061
 class TaskAnalyzer(Analyzer):
@@ -119,17 +126,19 @@ class TaskAnalyzer(Analyzer):
         raws = self._decode(self._ids(task, texts), budget(task, self.settings))
         return [Tuples(t, *_read_tuples(task, raw), raw) for t, raw in zip(texts, raws)]
 
-# %% ../nbs/11b_predict.ipynb #1d3b5119
+# %% ../nbs/11b_predict.ipynb #a298eb16
 class SentimentAnalyzer(TaskAnalyzer):
     "A distilled student behind methods that take texts and return typed results."
     @classmethod
     def from_pretrained(
         cls,
         path: "str|Path", # a checkpoint with its tokenizer, e.g. outputs/tiny/artifacts/student-llama-distilled
-        settings: Settings|None = None, # budgets, batch size, chat template; the tiny profile's if None
+        settings: Settings|None = None, # budgets, batch size, chat template; those of the profile that trained it if None
     ) -> "SentimentAnalyzer":
-        "Load a checkpoint; raises `UserError` if there is none."
-        student = load_student(path, settings or load_settings("tiny"))
+        "Load a checkpoint with the settings of the profile that trained it; raises `UserError` if there is none."
+        log = Path(path)/"log.json"
+        settings = settings or load_settings(read_json(log).get("profile", "tiny") if log.is_file() else "tiny")
+        student = load_student(path, settings)
         return cls(student.model, student.tokenizer, student.settings)
 
     def ask(
@@ -141,11 +150,13 @@ class SentimentAnalyzer(TaskAnalyzer):
         "Put an instruction before each text, in the form of the distillation corpus (PAPER section B)."
         from compeffdist.corpus import render_prompt
         _check_texts(texts)
-        ids = encode(self.tokenizer, [render_prompt("analysis", instruction, t) for t in texts], self.settings.eval_chat_template) if texts else []
-        room = self.context - max_new_tokens
-        if long := [i for i, row in enumerate(ids) if len(row) > room]: raise UserError(f"Text {long[0]} with its instruction has {len(ids[long[0]])} tokens; {room} fit ({self.context} of context less {max_new_tokens} to generate). Shorten it, or lower max_new_tokens.")
-        raws = self._decode(ids, max_new_tokens)
-        return [Reply(t, raw.strip(), len(self.tokenizer(raw, add_special_tokens=False).input_ids) < max_new_tokens) for t, raw in zip(texts, raws)]
+        prompts = [render_prompt("analysis", instruction, t, max_words=self.settings.max_words) for t in texts]
+        ids = self._fit(encode(self.tokenizer, prompts, self.settings.eval_chat_template), max_new_tokens) if texts else []
+        end = [self.tokenizer.eos_token_id]
+        # one token more than allowed: an answer that uses it had not ended
+        raws = self._decode(ids, max_new_tokens + 1, end)
+        tokens = [self.tokenizer(raw, add_special_tokens=False).input_ids for raw in raws]
+        return [Reply(t, self.tokenizer.decode(k[:max_new_tokens]).strip(), len(k) <= max_new_tokens) for t, k in zip(texts, tokens)]
 
     def polarity(self, texts: Sequence[str], neutral: bool = True) -> list[Label]: return self.classify("twitter" if neutral else "sst2", texts)
     def emotions(self, texts: Sequence[str]) -> list[Label]: return self.classify("tweeteval", texts)

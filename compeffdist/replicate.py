@@ -106,7 +106,7 @@ def git_commit(
     changed = run("status", "--porcelain", "--untracked-files=no", "--", "nbs", "compeffdist", "settings.ini", "pyproject.toml", "locks")
     return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
-# %% ../nbs/14_replicate.ipynb #c869afba
+# %% ../nbs/14_replicate.ipynb #6fe509b8
 def _public(settings):
     "Settings for the manifest: folders of this machine by name only."
     values = settings.model_dump()
@@ -123,6 +123,7 @@ def write_manifest(
     "Record settings, machine, commit, durations, counts of every stage and the hash of every table."
     stages = {s["stage"]: dict(fingerprint=s["fingerprint"], counts=s["counts"], seconds_when_built=s["seconds"]) for s in store.stages()}
     peak = max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)) / 2**20
+    if kept and (store.root/"manifest.json").is_file(): peak = max(peak, read_json(store.root/"manifest.json").get("peak_process_gib", 0)) # of the run that did the work
     write_json(store.root/"manifest.json", dict(profile=store.settings.profile, commit=git_commit(project_root()), settings=_public(store.settings), machine=machine(),
         notebooks={k: round(v, 1) for k, v in durations.items()}, seconds=round(sum(durations.values()) if seconds is None else seconds, 1), unchanged=list(kept), stages_built=list(built), peak_process_gib=round(peak, 2), stages=stages,
         dead_requests=_dead_counts(store), tables={p.name: content_hash(p) for p in sorted(store.tables.glob("*.csv"))}))
@@ -148,7 +149,7 @@ def _expected(store):
     file = store.root/"manifest.json"
     return read_json(file)["notebooks"] if file.is_file() else {}
 
-# %% ../nbs/14_replicate.ipynb #13df7a20
+# %% ../nbs/14_replicate.ipynb #fac37843
 def _outside(settings):
     "Names, sizes and times of a benchmark folder's files: cheap, and enough to see that it was changed."
     folder = Path(settings.sentibench)
@@ -169,20 +170,21 @@ def _products(store):
     "Figures, tables and executed notebooks, with the time of their last change."
     return {p.relative_to(store.root).as_posix(): p.stat().st_mtime_ns for folder in ("figures", "tables", "notebooks") for p in (store.root/folder).glob("*") if p.is_file() and not p.name.endswith(".run.json")}
 
+def _stages(store): return {s["stage"]: text_hash(json.dumps([s["fingerprint"], s["outputs"]], sort_keys=True)) for s in store.stages()}
 def _record(path, store): return store.root/"notebooks"/f"{path.stem}.run.json"
 
 def remember(
     path: Path, # the notebook that has run
     store: Store, # what it left
-    key: Mapping, # from `run_key`
+    key: Mapping, # from `run_key`, and the notebook's own digest
     before: Mapping[str, int], # `_products` before it ran
     seconds: float, # how long it took
 ) -> None:
     "Write down what a notebook depended on and what it left."
     files = {name: content_hash(store.root/name) for name, t in _products(store).items() if before.get(name) != t}
-    write_json(_record(path, store), dict(key=dict(key), notebook=content_hash(path), stages={s["stage"]: s["fingerprint"] for s in store.stages()}, files=files, seconds=round(seconds, 1)))
+    write_json(_record(path, store), dict(key=dict(key), stages=_stages(store), files=files, seconds=round(seconds, 1)))
 
-# %% ../nbs/14_replicate.ipynb #597fd6f3
+# %% ../nbs/14_replicate.ipynb #eaa7dc8b
 def unchanged(
     path: Path, # a notebook
     store: Store, # what earlier runs left
@@ -192,9 +194,9 @@ def unchanged(
     file = _record(path, store)
     try: record = read_json(file) if file.is_file() else None
     except UserError: record = None
-    if not record or record.get("key") != dict(key) or record.get("notebook") != content_hash(path): return None
-    now = {s["stage"]: s["fingerprint"] for s in store.stages()}
-    if any(now.get(name) != fingerprint for name, fingerprint in record["stages"].items()): return None
+    if not record or record.get("key") != dict(key, notebook=content_hash(path)): return None
+    now = _stages(store)
+    if any(now.get(name) != digest for name, digest in record["stages"].items()): return None
     if any(not (store.root/name).is_file() or content_hash(store.root/name) != digest for name, digest in record["files"].items()): return None
     try: [store.path(name) for name in record["stages"]] # damaged artefacts are refused here
     except UserError: return None
@@ -224,7 +226,7 @@ def replicate(
         if durations: write_manifest(store, {**(expected if only else {}), **durations}, built, kept, time.perf_counter() - begin)
     return _finish(store, time.perf_counter() - begin)
 
-# %% ../nbs/14_replicate.ipynb #bbc8310e
+# %% ../nbs/14_replicate.ipynb #1430124c
 @contextlib.contextmanager
 def _kernel_noise(log):
     "Send what kernels print at their start to the log: they inherit file descriptor 2."
@@ -242,11 +244,11 @@ def _announced(i, path, chosen, expected, store, parameters, built, kept, truste
         return record["seconds"]
     left = sum(expected.get(p.stem, 0) for p in chosen[i:])
     print(title + (f" at most {left:.0f} s left" if left else ""), flush=True)
-    before, products = {s["stage"]: s["fingerprint"] for s in store.stages()}, _products(store)
+    before, products, text = _stages(store), _products(store), content_hash(path) # as it is before it runs: it may be edited meanwhile
     seconds = run_notebook(path, store.root/"notebooks"/path.name, parameters)
-    new = [s["stage"] for s in store.stages() if before.get(s["stage"]) != s["fingerprint"]]
+    new = [name for name, digest in _stages(store).items() if before.get(name) != digest]
     built.extend(new)
-    remember(path, store, key, products, seconds)
+    remember(path, store, dict(key, notebook=text), products, seconds)
     print(f"        {seconds:6.1f} s" + (f"  built {', '.join(new)}" if new else "  nothing to build"), flush=True)
     return seconds
 

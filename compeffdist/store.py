@@ -93,14 +93,15 @@ def content_hash(
             while block := f.read(1 << 20): h.update(block)
     return h.hexdigest()
 
-# %% ../nbs/01_store.ipynb #607f7725
+# %% ../nbs/01_store.ipynb #7b9bae60
 # These shape no artefact: settings and store only carry values, the others are read by people.
-PLUMBING = {"settings", "store", "figures", "replicate"}
+PLUMBING = {"settings", "store", "figures", "replicate", "workers", "systems"}
 
 def _imports(tree):
     "Names of this package's modules that a syntax tree imports, at any depth."
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("compeffdist"):
+        if isinstance(node, ast.ImportFrom) and node.level == 1: yield from [node.module.split(".")[0]] if node.module else [a.name for a in node.names] # nbdev writes these
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("compeffdist"):
             yield from [node.module.split(".")[1]] if "." in node.module else [a.name for a in node.names]
         if isinstance(node, ast.Import): yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("compeffdist."))
 
@@ -274,7 +275,7 @@ def _fingerprint(self: Store, inputs, params, code):
     value = dict(inputs=parts, params=json.loads(json.dumps(params, sort_keys=True, default=str)), code=code_digest(*code))
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest(), value
 
-# %% ../nbs/01_store.ipynb #1e7faefc
+# %% ../nbs/01_store.ipynb #651ffc4b
 def _stage(
     self: Store,
     name: str, # the artefact's folder name
@@ -283,7 +284,12 @@ def _stage(
     params: Mapping[str, Any]|None = None, # every setting it depends on
     code: Sequence[str] = (), # modules of this package whose code makes it
 ) -> StageResult: # where it is, and whether it was run
-    "Run a stage unless its inputs, settings and code are unchanged (then say so)."
+    "Run a stage unless its inputs, settings and code are unchanged (then say so); a second process that wants the same stage waits for the first."
+    from filelock import FileLock
+    (self.artifacts/".work").mkdir(parents=True, exist_ok=True)
+    with FileLock(self.artifacts/".work"/f"{name}.lock"): return _locked_stage(self, name, build, inputs, params, code)
+
+def _locked_stage(self, name, build, inputs, params, code):
     fingerprint, facts = _fingerprint(self, inputs, params or {}, code)
     meta, target = _meta(self, name), self.artifacts/name
     reason = "first run" if meta is None else _why(meta, fingerprint, facts) or _damage(self, name)

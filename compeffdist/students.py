@@ -125,7 +125,7 @@ def _checkpoint(work):
     found = sorted(Path(work).glob("checkpoint-*/trainer_state.json"), key=lambda p: int(p.parent.name.split("-")[1]))
     return str(found[-1].parent) if found else None
 
-# %% ../nbs/10_students.ipynb #9dc39189
+# %% ../nbs/10_students.ipynb #f11f3b32
 def weighted_loss(
     model: Any, # a causal language model, plain or with adapters, in one process
     inputs: dict, # a batch with labels, padded on the right
@@ -138,11 +138,11 @@ def weighted_loss(
     hidden = model.get_decoder()(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state[:, :-1] # causal, padded on the right: no mask needed
     answer = targets != -100
     n = answer.sum(1, keepdim=True).clamp(min=1)
-    weights = (n.to(hidden.dtype) ** -power).expand_as(targets)[answer]
+    weights = (n.float() ** -power).expand_as(targets)[answer]
     losses = F.cross_entropy(model.get_output_embeddings()(hidden[answer]).float(), targets[answer], reduction="none")
     return (losses * weights).sum() / weights.sum().clamp(min=1e-6)
 
-# %% ../nbs/10_students.ipynb #f3722e36
+# %% ../nbs/10_students.ipynb #b0e2ea9e
 def _trainer_class(batch, power):
     "SFTTrainer that takes its batches from `length_batches` (unless rows are packed) and prints nothing."
     import torch
@@ -161,7 +161,7 @@ def _trainer_class(batch, power):
             self.remove_callback(PrinterCallback)
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             if not power: return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            loss = weighted_loss(model, inputs, power)
+            with self.accelerator.autocast(): loss = weighted_loss(model, inputs, power) # accelerate puts autocast into model.forward, which is not called here
             if num_items_in_batch is not None: loss = loss / self.current_gradient_accumulation_steps
             return (loss, {}) if return_outputs else loss
         def _get_train_sampler(self, train_dataset=None):
@@ -169,7 +169,7 @@ def _trainer_class(batch, power):
             return Order([len(ids) for ids in self.train_dataset["input_ids"]], self.args.seed)
     return Distiller
 
-# %% ../nbs/10_students.ipynb #dd7ae9bc
+# %% ../nbs/10_students.ipynb #bde96bbb
 def finetune(
     model: Any, # a causal language model, changed in place
     tokenizer: Any, # its tokenizer
@@ -187,9 +187,11 @@ def finetune(
     if not encoded: raise UserError(f"None of {counts['rows_in']} training rows fits into train_max_length = {settings.train_max_length} tokens. Raise it in settings.ini.")
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if settings.train_length_power and processes > 1: raise UserError(f"train_length_power = {settings.train_length_power} weighs rows within one process, and this run has {processes}. Set train_length_power = 0, the paper's loss, or use one process.")
+    if settings.train_length_power and settings.train_packing: raise UserError(f"train_length_power = {settings.train_length_power} weighs rows, and train_packing = true joins rows. Set one of them to 0 or false.")
     set_seed(seed)
     args = training_arguments(settings, work, len(encoded), seed, processes)
     model.config.use_cache = False
+    if settings.train_length_power and args.n_gpu > 1: raise UserError(f"train_length_power = {settings.train_length_power} weighs rows on one GPU, and {args.n_gpu} are visible. Set CUDA_VISIBLE_DEVICES=0, or train_length_power = 0, the paper's loss.")
     trainer = _trainer_class(settings.train_batch, settings.train_length_power)(model=model, args=args, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer, peft_config=_lora(settings), callbacks=[_progress(name)])
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=_checkpoint(work))
@@ -228,7 +230,7 @@ def load_student(
     try: return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as e: raise UserError(f"{folder} cannot be loaded as a student: {str(e).splitlines()[0]} Delete it and run the same command again.") from e
 
-# %% ../nbs/10_students.ipynb #653bb2a4
+# %% ../nbs/10_students.ipynb #7f6375f1
 def student_stage(
     settings: Settings, # student_…, train_… decide
     store: Store, # where sample and base student are
@@ -246,7 +248,7 @@ def student_stage(
         model, log = finetune(model, tokenizer, rows, settings, work, derive_seed(settings.seed, "student", family), f"student-{family}-{system}")
         model.save_pretrained(out); tokenizer.save_pretrained(out)
         speed = log.pop("tokens_per_second")
-        write_json(out/"log.json", dict(family=family, system=system, sample=sample_stage, **log))
+        write_json(out/"log.json", dict(profile=settings.profile, family=family, system=system, sample=sample_stage, **log))
         return log["counts"] | dict(steps=log["steps"], final_loss=log["final_loss"], tokens_per_second=speed)
     return store.stage(f"student-{family}-{system}", build, inputs=[start or f"base-{family}", sample_stage], params=params, code=["students"])
 

@@ -33,7 +33,7 @@ def worker_count(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(settings.workers or cores, jobs))
 
-# %% ../nbs/01b_workers.ipynb #1416b5a5
+# %% ../nbs/01b_workers.ipynb #45fb9896
 @contextmanager
 def _environment(**values):
     "Environment variables for the workers, put back afterwards."
@@ -45,12 +45,22 @@ def _environment(**values):
             if v is None: os.environ.pop(k, None)
             else: os.environ[k] = v
 
+def _leave_with_parent():
+    "End a worker when the process that started it is gone: otherwise it would go on writing beside the next run."
+    import multiprocessing, threading
+    from multiprocessing.connection import wait
+    def watch():
+        wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
 def _run(job, settings):
     "In the worker."
     import torch
     torch.set_num_threads(1)
     return job.run(settings)
 
+# %% ../nbs/01b_workers.ipynb #edeb5bcf
 def run_jobs(
     settings: Settings, # workers: 1 = here, one after the other; 0 = one process a core; n = n processes
     jobs: Sequence[Job], # that do not depend on each other; the longest first
@@ -59,14 +69,16 @@ def run_jobs(
     "Run stages side by side; the first error is raised after the running jobs have ended, and what is finished stays stored."
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
     from tqdm.auto import tqdm
     if settings.workers == 1: return [job.run(settings) for job in jobs]
-    with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TQDM_DISABLE="1"), ProcessPoolExecutor(worker_count(settings, len(jobs)), multiprocessing.get_context("spawn")) as pool:
+    with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TQDM_DISABLE="1"), ProcessPoolExecutor(worker_count(settings, len(jobs)), multiprocessing.get_context("spawn"), _leave_with_parent) as pool:
         futures = {pool.submit(_run, job, settings): job for job in jobs}
         with tqdm(total=len(jobs), desc=label, unit="job", mininterval=1) as bar:
             for future in as_completed(futures):
                 if future.exception():
                     for f in futures: f.cancel()
+                    if isinstance(future.exception(), BrokenProcessPool): raise UserError(f"A worker was ended from outside while running {label} (workers = {settings.workers}), most likely for lack of memory. What is finished is kept. Set workers = 1 in settings.ini and run the same command again.")
                     raise future.exception()
                 bar.update(); bar.set_postfix_str(futures[future].name)
         return [f.result() for f in futures]

@@ -98,6 +98,19 @@ def test_nothing_changed_means_nothing_is_opened(counted, capsys):
     replicate("tiny", rerun=True)
     assert times() == 2
 
+def test_a_stage_rebuilt_with_other_content_opens_what_read_it(counted):
+    "The fingerprint says from what a stage was made; what it contains may differ, e.g. when a model wrote it."
+    project, times = counted
+    from compeffdist.settings import load_settings
+    from compeffdist.store import Store, write_rows
+    store = Store(load_settings("tiny", outputs=str(project/"outputs")))
+    old = store.stages()[0]
+    shutil.rmtree(store.artifacts/"one")
+    store.stage("one", lambda out, work: write_rows(out/"a.parquet", [dict(a=2)]) and {}, params=dict(seed=store.settings.seed))
+    assert store.stages()[0]["fingerprint"] == old["fingerprint"] and store.stages()[0]["outputs"] != old["outputs"]
+    replicate("tiny")
+    assert times() == 2
+
 def _edit(project): notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", COUNTED + "\nmore = 1")
 def _package(project): (project/"compeffdist").mkdir(); (project/"compeffdist/new.py").write_text("x = 1")
 @pytest.mark.parametrize("change", [_edit, _package, lambda p: (p/"outputs/tiny/tables/tab-x.csv").unlink(), lambda p: (p/"outputs/tiny/tables/tab-x.csv").write_text("a\n2\n"),

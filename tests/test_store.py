@@ -1,4 +1,5 @@
 "Artefacts, fingerprints, atomic writing, the record of responses."
+import ast
 import os, signal, subprocess, sys, textwrap, time
 from pathlib import Path
 import pytest
@@ -26,10 +27,11 @@ def test_a_stage_is_rebuilt_when_and_only_when_something_it_depends_on_changes(s
     s.stage("one", builder(calls, "other"), params=dict(a=3), code=["settings"])
     assert s.stage("two", builder([], "y"), inputs=["one"]).reason == "inputs changed"
 
-def test_code_digest_follows_imports_and_ignores_comments_and_docstrings(tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", ["from compeffdist.b import g", "from .b import g", "import compeffdist.b; g = compeffdist.b.g", "from . import b; g = b.g"])
+def test_code_digest_follows_imports_and_ignores_comments_and_docstrings(tmp_path, monkeypatch, how):
     package = tmp_path/"compeffdist"
     package.mkdir()
-    (package/"a.py").write_text("def f():\n    from compeffdist.b import g\n    return g()\n")
+    (package/"a.py").write_text(f"def f():\n    {how}\n    return g()\n")
     (package/"b.py").write_text('def g():\n    "Doc."\n    return 1\n')
     monkeypatch.setattr(store_module, "__file__", str(package/"store.py"))
     def digest():
@@ -44,6 +46,19 @@ def test_code_digest_follows_imports_and_ignores_comments_and_docstrings(tmp_pat
     (package/"data").mkdir(); (package/"data"/"b_words.json").write_text("[1]")
     assert digest() != second
     store_module._code_digests.clear()
+
+def test_a_scoring_rule_is_part_of_every_evaluation():
+    "The package itself: what a stage's modules import at their top is in its digest."
+    from compeffdist.settings import project_root
+    package = project_root()/"compeffdist"
+    reach = {}
+    for stage in ("evaluate", "corpus", "students", "lineage"):
+        seen, todo = set(), [stage]
+        while todo:
+            if (name := todo.pop()) in seen or not (package/f"{name}.py").is_file(): continue
+            seen.add(name); todo += store_module._imports(ast.parse((package/f"{name}.py").read_text()))
+        reach[stage] = seen
+    assert {"sentibench", "teacher", "baselines"} <= reach["evaluate"] and "instructions" in reach["corpus"] and "base" in reach["students"] and "corpus" in reach["lineage"]
 
 def test_a_damaged_artefact_is_refused_by_readers_and_rebuilt_by_its_stage(settings):
     s = Store(settings)

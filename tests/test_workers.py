@@ -1,7 +1,7 @@
 "Stages side by side: equal to one after the other, errors reach the caller, finished work stays."
 import pytest
 from compeffdist import workers
-from compeffdist.settings import UserError, load_settings
+from compeffdist.settings import UserError, load_settings, project_root
 from compeffdist.store import Store, content_hash
 from compeffdist.workers import Job, run_jobs, worker_count
 
@@ -14,6 +14,62 @@ def test_workers_make_the_same_files_as_one_process(tmp_path):
     assert [r.name for r in made[0]] == [r.name for r in made[1]] == ["base-llama", "base-gemma3"]
     files = [[{p.name: content_hash(p) for p in r.path.iterdir() if p.name != "stage.json"} for r in run] for run in made]
     assert files[0] == files[1] and all(len(f) > 3 for f in files[0])
+
+def test_a_student_trained_in_a_worker_equals_one_trained_on_one_thread(tmp_path):
+    import torch
+    from compeffdist.store import write_rows
+    rows = [dict(id=str(i), prompt=f"Say how it sounds: glad or cross.\n\nInput: a {w} day {i}\nOutput:", answer=a) for i, (w, a) in enumerate([("warm", "glad"), ("rude", "cross")] * 8)]
+    made, threads = [], torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        for workers in (1, 2):
+            s = settings(tmp_path/str(workers), workers=workers, train_epochs=1, train_batch=4, train_max_length=96)
+            Store(s).stage("corpus", lambda out, work: write_rows(out/"corpus.parquet", rows))
+            made.append([content_hash(r.path/"model.safetensors") for r in run_jobs(s, [Job(f, "students", "student_stage", (f, "distilled")) for f in ("llama", "qwen3")])])
+    finally: torch.set_num_threads(threads)
+    assert made[0] == made[1] and len(set(made[0])) == 2
+
+PARENT = """
+import os, sys, threading, time
+sys.path.insert(0, {here!r})
+from compeffdist.settings import load_settings
+from compeffdist.workers import Job, run_jobs
+if __name__ == "__main__":
+    threading.Thread(target=lambda: (time.sleep({after}), os._exit(9)), daemon=True).start()
+    run_jobs(load_settings("tiny", outputs={out!r}, workers=2), [Job(str(i), "slowly", "sleep_stage", ({out!r}, i)) for i in range(4)])
+"""
+SLOWLY = """
+import os, time
+from pathlib import Path
+def sleep_stage(settings, store, out, i):
+    Path(out, f"begun-{i}").write_text(str(os.getpid())); time.sleep(25); Path(out, f"ended-{i}").write_text("")
+"""
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    import os, subprocess, sys, time
+    out = tmp_path/"out"; out.mkdir()
+    (tmp_path/"slowly.py").write_text(SLOWLY)
+    (tmp_path/"parent.py").write_text("import sys, slowly\nsys.modules['compeffdist.slowly'] = slowly\n" + PARENT.format(here=str(tmp_path), out=str(out), after=60))
+    parent = subprocess.Popen([sys.executable, str(tmp_path/"parent.py")], cwd=tmp_path, env=os.environ | dict(COMPEFFDIST_ROOT=str(project_root())))
+    for _ in range(240):
+        if len(list(out.glob("begun-*"))) == 2: break
+        time.sleep(0.25)
+    pids = [int(p.read_text()) for p in out.glob("begun-*")]
+    parent.kill(); parent.wait()
+    for _ in range(40):
+        alive = [p for p in pids if os.path.exists(f"/proc/{p}") and "Z" not in open(f"/proc/{p}/stat").read().split(")")[1][:3]]
+        if not alive: break
+        time.sleep(0.25)
+    assert len(pids) == 2 and not alive and not list(out.glob("ended-*"))
+
+def test_two_processes_that_want_the_same_stage_build_it_once(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+    from compeffdist.store import write_json
+    import time
+    built = []
+    def build(out, work): built.append(1); time.sleep(0.5); write_json(out/"a.json", 1)
+    with ThreadPoolExecutor(3) as pool: made = list(pool.map(lambda _: Store(settings(tmp_path)).stage("slow", build), range(3)))
+    assert len(built) == 1 and sorted(r.cached for r in made) == [False, True, True]
 
 def test_an_error_of_a_worker_reaches_the_caller_and_finished_stages_stay(tmp_path):
     s = settings(tmp_path, workers=2)

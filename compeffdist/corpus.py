@@ -38,7 +38,7 @@ def render_prompt(
         shown = task_input(instruction, cut(text, max_words))
     return f"{head}\n\nInput: {shown}\nOutput:"
 
-# %% ../nbs/07_corpus.ipynb #23e15136
+# %% ../nbs/07_corpus.ipynb #a4be4adf
 def _turns(groups, rng):
     "An endless sequence of instructions: perspectives in turn, each with its own turn of instructions."
     order = list(groups)
@@ -46,12 +46,13 @@ def _turns(groups, rng):
     wheels = {p: cycle(rng.sample(groups[p], len(groups[p]))) for p in order}
     return (next(wheels[p]) for p in cycle(order))
 
-def _by_kind(instructions):
-    "(kind, perspective) -> [(instruction id, task type, instruction)]."
+def _by_kind(instructions, types=()):
+    "(kind, perspective) -> [(instruction id, task type, instruction)], tasks of some types only if any are named."
     out = {"analysis": {}, "task": {}}
     for p, value in instructions.items():
         if prompts := value.get("analysis"): out["analysis"][p] = [(f"{p}/analysis/{i}", "analysis", x) for i, x in enumerate(prompts)]
-        if tasks := value.get("tasks"): out["task"][p] = [(f"{p}/task/{t['id']}", t["type"], t) for t in tasks]
+        if tasks := value.get("tasks"): out["task"][p] = [(f"{p}/task/{t['id']}", t["type"], t) for t in tasks if not types or t["type"] in types]
+    out["task"] = {p: items for p, items in out["task"].items() if items}
     return out
 
 class _Deck:
@@ -73,7 +74,7 @@ class _Deck:
             self.deck = self.rng.sample(self.texts, len(self.texts)) + self.deck
         return None # this instruction has met every text
 
-# %% ../nbs/07_corpus.ipynb #e416f45a
+# %% ../nbs/07_corpus.ipynb #9805c268
 def plan_corpus(
     instructions: Mapping[str, Mapping], # perspective id -> analysis, tasks (instructions.json)
     texts: Sequence[Mapping], # rows of id, text
@@ -84,13 +85,14 @@ def plan_corpus(
     seed: int = 42, # same seed, same corpus
     nearby: Mapping[str, Sequence[str]]|None = None, # instruction id -> ids of texts near to it, from `nearby_texts`
     nearby_share: float = 0.0, # share of samples whose text is one of those
+    types: Sequence[str] = (), # types of task to use; all if empty
 ) -> list[dict]: # rows of corpus.parquet without their answers
     "Choose and render the prompts; raises `UserError` when there is nothing to combine or too little of it."
-    kinds, texts = _by_kind(instructions), [dict(t) for t in texts]
+    kinds, texts = _by_kind(instructions, types), [dict(t) for t in texts]
     if not texts: raise UserError("There are no user texts to build a corpus from. Run notebook 02a_texts.")
     if empty := [t["id"] for t in texts if not str(t["text"]).strip()]: raise UserError(f"Text {empty[0]!r} is empty ({len(empty)} in all). Remove empty texts.")
     total = sum(len(x) for groups in kinds.values() for x in groups.values())
-    if not total: raise UserError("The instruction set has no analysis prompts and no tasks. Run notebook 06_instructions.")
+    if not total: raise UserError(f"The instruction set has no analysis prompts and no tasks{' of type ' + ', '.join(types) if types else ''}. Correct corpus_task_types in settings.ini, or run notebook 06_instructions.")
     share = analysis_share if kinds["task"] and kinds["analysis"] else float(not kinds["task"])
     wanted = dict(analysis=round(size * share)); wanted["task"] = size - wanted["analysis"]
     rows, rng = [], random.Random(derive_seed(seed, "corpus"))
@@ -157,19 +159,19 @@ def distribution(
     return corpus.groupby(["kind", "task_type"]).agg(samples=("id", "size"), instructions=("instruction_id", "nunique"), perspectives=("perspective", "nunique"), texts=("text_id", "nunique"),
         demonstrations=("demonstrations", "mean"), prompt_words=("prompt", words), answer_words=("answer", words), distinct_answers=("answer", "nunique")).round(2)
 
-# %% ../nbs/07_corpus.ipynb #3783f960
+# %% ../nbs/07_corpus.ipynb #773b36f8
 def corpus_stage(
     settings: Settings, # corpus_…, answer_…, max_words, teacher_…
     store: Store, # holds texts and instructions
 ) -> Any: # StageResult; corpus.parquet, dropped.parquet
     "Ask the teacher for the distillation corpus; answers already on record are not asked for again."
-    keys = ("corpus_size", "corpus_analysis_share", "corpus_max_demonstrations", "corpus_nearby_share", "max_words", "answer_temperature", "answer_max_tokens", "seed")
+    keys = ("corpus_size", "corpus_analysis_share", "corpus_max_demonstrations", "corpus_nearby_share", "corpus_task_types", "max_words", "answer_temperature", "answer_max_tokens", "seed")
     def build(out, work):
         import pandas as pd
         instructions = load_instructions(store.path("instructions", "instructions.json"))
         texts, share = list(store.rows("texts", "texts.parquet").select_columns(["id", "text"])), settings.corpus_nearby_share
         near = nearby_texts(instructions, store.rows("attributes", "mentions.parquet").to_pandas(), lambda names: embed(names, settings)) if share else None
-        rows = plan_corpus(instructions, texts, settings.corpus_size, settings.corpus_analysis_share, settings.corpus_max_demonstrations, settings.max_words, settings.seed, near, share)
+        rows = plan_corpus(instructions, texts, settings.corpus_size, settings.corpus_analysis_share, settings.corpus_max_demonstrations, settings.max_words, settings.seed, near, share, settings.corpus_task_types)
         requests = [Request(id=f"corpus/{r['id']}", prompt=r["prompt"], temperature=settings.answer_temperature, max_tokens=settings.answer_max_tokens) for r in rows]
         responses = ask(load_teacher(settings), requests, store.record, settings.seed, stage="corpus", max_failure_rate=settings.teacher_max_failure_rate)
         kept, dropped = join_answers(rows, responses)

@@ -33,4 +33,4 @@ def test_every_family_has_a_student_class_and_every_task_a_budget(profile):
     names = dict(llama="LlamaForCausalLM", qwen3="Qwen3ForCausalLM", gemma3="Gemma3ForCausalLM")
     assert all(hasattr(transformers, names[f]) for f in s.families)
     assert all(budget(t, s) > 0 for t in TASKS.values() if not t.labels)
-    assert {x.family for x in systems(s)} == {"teacher", *s.families} and sum(x.name == "distilled" for x in systems(s)) == len(s.families)
+    assert {x.family for x in systems(s)} == {"teacher", "baseline", *s.families} and sum(x.name == "distilled" for x in systems(s)) == len(s.families)

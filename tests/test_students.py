@@ -125,8 +125,9 @@ def test_the_papers_schedule():
     assert args.per_device_train_batch_size == 8 and args.per_device_train_batch_size * args.gradient_accumulation_steps * 2 == 128
 
 def test_packing_runs(tok, tmp_path):
-    _, log = students.finetune(model(tok), tok, ROWS, settings(train_packing=True, train_epochs=1), tmp_path)
+    _, log = students.finetune(model(tok), tok, ROWS, settings(train_packing=True, train_length_power=0, train_epochs=1), tmp_path)
     assert log["steps"] >= 1
+    with pytest.raises(UserError, match="train_packing = true joins rows"): students.finetune(model(tok), tok, ROWS, settings(train_packing=True, train_length_power=1), tmp_path)
 
 def test_student_stage_makes_a_checkpoint_with_its_log(tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM

@@ -29,10 +29,10 @@ def test_every_system_has_every_task_and_seed():
 @pytest.fixture(scope="module")
 def average(): return results(SETTINGS, STORE).groupby(["family", "system"]).score.mean() * 100
 
-def test_distillation_teaches_the_first_family(average):
-    "The first of two targets, 15 points over base. The second, 75 % of the teacher, is not reached yet and not asserted."
-    family = SETTINGS.families[0]
-    assert average[family, "distilled"] >= average[family, "base"] + 15, average
+def test_distillation_teaches_every_family(average):
+    "The first of two targets, 15 points over base, on average over the families (one training run each, so a single one gets 5 points of slack). The second, 75 % of the teacher, is not reached and not asserted."
+    gain = pd.Series({f: average[f, "distilled"] - average[f, "base"] for f in SETTINGS.families})
+    assert gain.mean() >= 15 and gain.min() >= 10, average
 
 @pytest.mark.parametrize("family", SETTINGS.families)
 def test_base_is_near_chance_on_classification(family):

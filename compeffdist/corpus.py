@@ -159,7 +159,7 @@ def distribution(
     return corpus.groupby(["kind", "task_type"]).agg(samples=("id", "size"), instructions=("instruction_id", "nunique"), perspectives=("perspective", "nunique"), texts=("text_id", "nunique"),
         demonstrations=("demonstrations", "mean"), prompt_words=("prompt", words), answer_words=("answer", words), distinct_answers=("answer", "nunique")).round(2)
 
-# %% ../nbs/07_corpus.ipynb #773b36f8
+# %% ../nbs/07_corpus.ipynb #499b8edf
 def corpus_stage(
     settings: Settings, # corpus_…, answer_…, max_words, teacher_…
     store: Store, # holds texts and instructions
@@ -179,5 +179,5 @@ def corpus_stage(
         write_rows(out/"corpus.parquet", kept)
         write_rows(out/"dropped.parquet", pd.DataFrame(dropped, columns=["id", "reason", "item"]).astype("string"))
         return dict(rows_in=len(rows), rows_out=len(kept), malformed=sum(r.text is not None for r in responses) - len(kept), dead=sum(r.text is None for r in responses))
-    params = teacher_params(settings) | {k: getattr(settings, k) for k in keys} | (dict(embedding=settings.embedding_model) if settings.corpus_nearby_share else {})
+    params = teacher_params(settings) | {k: getattr(settings, k) for k in keys} | (dict(embedding=settings.embedding_model, revision=settings.embedding_revision) if settings.corpus_nearby_share else {})
     return store.stage("corpus", build, inputs=["texts", "instructions", "attributes"], params=params, code=["corpus"])

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['one_line', 'block', 'build_prompt', 'Item', 'pick_items', 'build_items', 'budget', 'encode', 'fit_prompts',
            'token_batches', 'last_logits', 'label_paths', 'collisions', 'choose_labels', 'stop_tokens', 'decode_batch',
-           'decode', 'Answer', 'Student', 'load_student', 'TeacherStudent', 'item_row', 'summary', 'evaluate',
-           'evaluation_stage', 'evaluate_systems']
+           'decode_tokens', 'decode', 'Answer', 'Student', 'load_student', 'TeacherStudent', 'item_row', 'summary',
+           'evaluate', 'evaluation_stage', 'evaluate_systems']
 
 # %% ../nbs/11a_evaluate.ipynb #140d6ea7
 import json, random
@@ -261,7 +261,21 @@ def decode_batch(
             mask, logits = _step(model, token, mask, cache)
     return answers
 
-# %% ../nbs/11a_evaluate.ipynb #1e912c54
+# %% ../nbs/11a_evaluate.ipynb #b850111c
+def decode_tokens(
+    model: Any, # a transformers causal language model
+    ids: Sequence[Sequence[int]], # prompts
+    budgets: Sequence[int], # new tokens, per prompt
+    stop: Sequence[int], # token ids that end an answer
+    batch_tokens: int = 16384, # padded tokens in a batch, the new ones included
+) -> list[list[int]]: # new tokens, the stopping one included
+    "Greedy answers to many prompts, in order."
+    import torch
+    stop, out = torch.tensor(list(stop), device=model.device), [[] for _ in ids]
+    for batch in token_batches([len(i) for i in ids], batch_tokens, max(budgets, default=0)):
+        for i, new in zip(batch, decode_batch(model, [ids[i] for i in batch], [budgets[i] for i in batch], stop)): out[i] = new
+    return out
+
 def decode(
     model: Any, # a transformers causal language model
     tokenizer: Any, # its tokenizer
@@ -269,15 +283,9 @@ def decode(
     budgets: Sequence[int], # new tokens, per prompt
     batch_tokens: int = 16384, # padded tokens in a batch, the new ones included
     chat: bool = False, # see `stop_tokens`
-    stop: Sequence[int]|None = None, # token ids that end an answer; None = `stop_tokens`
 ) -> list[str]: # the generated texts
-    "Greedy answers to many prompts, in order."
-    import torch
-    stop, texts = torch.tensor(stop_tokens(tokenizer, chat) if stop is None else list(stop), device=model.device), [""]*len(ids)
-    for batch in token_batches([len(i) for i in ids], batch_tokens, max(budgets, default=0)):
-        new = decode_batch(model, [ids[i] for i in batch], [budgets[i] for i in batch], stop)
-        for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True)): texts[i] = text
-    return texts
+    "The same as texts, each ended by `stop_tokens`."
+    return tokenizer.batch_decode(decode_tokens(model, ids, budgets, stop_tokens(tokenizer, chat), batch_tokens), skip_special_tokens=True) if ids else []
 
 # %% ../nbs/11a_evaluate.ipynb #e2625880
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Label', 'Tuples', 'Reply', 'label_probabilities', 'Analyzer', 'TaskAnalyzer', 'SentimentAnalyzer']
 
-# %% ../nbs/11b_predict.ipynb #defdfad0
+# %% ../nbs/11b_predict.ipynb #5ff6be63
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from .evaluate import budget, build_prompt, decode, encode, label_paths, last_logits, load_student
+from .evaluate import budget, build_prompt, decode, decode_tokens, encode, label_paths, last_logits, load_student
 from .sentibench import Task, first_array, get_task, parse_array
 from .settings import Settings, UserError, load_settings
 from .store import read_json
@@ -59,7 +59,7 @@ def label_probabilities(
         groups += [g for t in tokens if len(g := tuple(l for l in group if paths[l][depth] == t)) > 1]
     return out
 
-# %% ../nbs/11b_predict.ipynb #922be823
+# %% ../nbs/11b_predict.ipynb #e41167c7
 def _check_texts(texts):
     if isinstance(texts, str): raise UserError(f"Expected a list of texts, got one string: {texts[:40]!r}. Write [text].")
     for i, t in enumerate(texts):
@@ -95,11 +95,9 @@ class Analyzer:
         if long := [i for i, row in enumerate(ids) if len(row) > room]: raise UserError(f"Text {long[0]} with its instruction has {len(ids[long[0]])} tokens; {room} fit ({self.context} of context less {limit} to generate). Shorten it, or pass settings with max_words or a larger eval_context.")
         return ids
 
-    def _decode(self, ids, limit, stop=None):
-        s = self.settings
-        return decode(self.model, self.tokenizer, ids, [limit]*len(ids), s.eval_batch_tokens, s.eval_chat_template, stop) if ids else []
 
-# %% ../nbs/11b_predict.ipynb #c274b061
+
+# %% ../nbs/11b_predict.ipynb #853a587d
 class TaskAnalyzer(Analyzer):
     "Any SentiBench task by its name."
     def classify(
@@ -123,10 +121,11 @@ class TaskAnalyzer(Analyzer):
         "Extract tuples by a SentiBench task."
         task = get_task(task)
         if task.labels: raise UserError(f"{task.name} has labels, it extracts nothing. Use .classify({task.name!r}, texts).")
-        raws = self._decode(self._ids(task, texts), budget(task, self.settings))
+        ids, s = self._ids(task, texts), self.settings
+        raws = decode(self.model, self.tokenizer, ids, [budget(task, s)]*len(ids), s.eval_batch_tokens, s.eval_chat_template)
         return [Tuples(t, *_read_tuples(task, raw), raw) for t, raw in zip(texts, raws)]
 
-# %% ../nbs/11b_predict.ipynb #a298eb16
+# %% ../nbs/11b_predict.ipynb #96166e8d
 class SentimentAnalyzer(TaskAnalyzer):
     "A distilled student behind methods that take texts and return typed results."
     @classmethod
@@ -152,11 +151,9 @@ class SentimentAnalyzer(TaskAnalyzer):
         _check_texts(texts)
         prompts = [render_prompt("analysis", instruction, t, max_words=self.settings.max_words) for t in texts]
         ids = self._fit(encode(self.tokenizer, prompts, self.settings.eval_chat_template), max_new_tokens) if texts else []
-        end = [self.tokenizer.eos_token_id]
-        # one token more than allowed: an answer that uses it had not ended
-        raws = self._decode(ids, max_new_tokens + 1, end)
-        tokens = [self.tokenizer(raw, add_special_tokens=False).input_ids for raw in raws]
-        return [Reply(t, self.tokenizer.decode(k[:max_new_tokens]).strip(), len(k) <= max_new_tokens) for t, k in zip(texts, tokens)]
+        end = self.tokenizer.eos_token_id
+        made = decode_tokens(self.model, ids, [max_new_tokens]*len(ids), [end], self.settings.eval_batch_tokens)
+        return [Reply(t, self.tokenizer.decode(k, skip_special_tokens=True).strip(), k[-1] == end) for t, k in zip(texts, made)]
 
     def polarity(self, texts: Sequence[str], neutral: bool = True) -> list[Label]: return self.classify("twitter" if neutral else "sst2", texts)
     def emotions(self, texts: Sequence[str]) -> list[Label]: return self.classify("tweeteval", texts)

@@ -1,7 +1,8 @@
 "The three-line interface: probabilities against a slow twin, typed results, refusals."
 import math
 import pytest
-from compeffdist import base, predict
+from compeffdist import base, evaluate, predict
+from compeffdist.corpus import render_prompt
 from compeffdist.evaluate import choose_labels, label_paths
 from compeffdist.predict import SentimentAnalyzer, label_probabilities
 from compeffdist.sentibench import TASKS
@@ -58,9 +59,18 @@ def test_answers_that_cannot_be_read_are_marked(raw, items, valid):
     got, ok = predict._read_tuples(TASKS["atsa_rest16"], raw)
     assert list(got) == items and ok is valid
 
-def test_a_free_answer_says_whether_it_is_complete(analyzer):
-    reply = analyzer.ask("Describe the tone of this text.", TEXTS[:1], max_new_tokens=3)[0]
-    assert reply.text == TEXTS[0] and isinstance(reply.complete, bool)
+def test_a_free_answer_says_whether_it_is_complete(analyzer, monkeypatch):
+    tok = analyzer.tokenizer
+    line, end = tok("a line]\nand another", add_special_tokens=False).input_ids, tok.eos_token_id
+    script = [line + [end], line[:3]] # one ends, one is cut off; neither stops at a line break or a bracket
+    def scripted(model, ids, budgets, stop):
+        assert stop.tolist() == [end]
+        return [script[len(i) % 2][:b] for i, b in zip(ids, budgets)]
+    monkeypatch.setattr(evaluate, "decode_batch", scripted)
+    prompts = tok([render_prompt("analysis", "How?", t) for t in TEXTS]).input_ids
+    got = analyzer.ask("How?", TEXTS, max_new_tokens=50)
+    assert [(r.text, r.answer, r.complete) for r in got] == [(t, tok.decode(script[len(p) % 2], skip_special_tokens=True).strip(), len(p) % 2 == 0) for t, p in zip(TEXTS, prompts)]
+    assert any("another" in r.answer for r in got) or all(len(p) % 2 for p in prompts)
     with pytest.raises(UserError, match="Text 1 with its instruction"): analyzer.ask("Why?", ["fine", "word " * 1200])
 
 def test_refusals(analyzer, tmp_path):

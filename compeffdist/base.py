@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'BASE_KEYS', 'family_spec', 'train_tokenizer', 'new_model', 'encode_segments', 'length_batches',
-           'base_loss', 'train_base', 'build_base', 'students_folder', 'seal', 'check_seal', 'base_stage']
+           'base_loss', 'lexical_embeddings', 'train_base', 'build_base', 'students_folder', 'seal', 'check_seal',
+           'base_stage']
 
-# %% ../nbs/07a_base.ipynb #fde6ee51
+# %% ../nbs/07a_base.ipynb #a2f2d7c7
 import json, math, random, re, shutil
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Sequence
 from .settings import Settings, UserError, load_settings, project_root
 from .store import StageResult, Store, content_hash, derive_seed, read_json, write_json
 from .formats import format_samples
+from .perspectives import embed
 
 # %% ../nbs/07a_base.ipynb #e33ada44
 FAMILIES = { # special tokens and classes of the three student families
@@ -153,7 +155,7 @@ def _pad(rows, pad, generator, share):
     real = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r, _ in rows])
     return ids, answer, real & (torch.rand(ids.shape, generator=generator) < share)
 
-# %% ../nbs/07a_base.ipynb #862e987f
+# %% ../nbs/07a_base.ipynb #055927f1
 def _optimizers(model, lr):
     "Muon for the blocks' matrices, AdamW for embeddings and norms."
     import torch
@@ -161,14 +163,29 @@ def _optimizers(model, lr):
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [torch.optim.Muon(matrices, lr=lr * 4, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), torch.optim.AdamW(rest, lr=lr * 1.5, betas=(0.9, 0.98), weight_decay=0.0)]
 
-def _twin_embeddings(model, tokenizer):
-    "Start a word without its leading space near the word with it, so that copying into quotes is one shift away."
-    import torch
-    vocab, weight = tokenizer.get_vocab(), model.get_input_embeddings().weight
-    with torch.no_grad():
-        shift = torch.zeros_like(weight[0]).normal_(0, float(weight.std()), generator=torch.Generator().manual_seed(1))
-        for token, i in sorted(vocab.items()):
-            if token.startswith("Ġ") and (j := vocab.get(token[1:])) is not None and len(token) > 2: weight[j] = weight[i] + shift
+# %% ../nbs/07a_base.ipynb #95209274
+def lexical_embeddings(
+    tokenizer: Any, # a fast tokenizer with byte-level tokens
+    dim: int, # width of the student
+    encode: Callable[[Sequence[str]], Any]|None, # words -> float vectors [words, d]; None: random rows only
+    std: float = 0.04, # standard deviation of the entries
+    seed: int = 0, # of what is random
+): # float32 tensor [tokens, dim]
+    "Starting embeddings: principal components of the encoder's vectors for whole words, random rows for the rest (not in the paper)."
+    import numpy as np, torch
+    random_ = np.random.default_rng(seed).normal(0, std, (len(tokenizer), dim))
+    forms = {}
+    for token, i in sorted(tokenizer.get_vocab().items()):
+        if (word := tokenizer.decode([i]).strip().lower()).isalpha() and len(word) > 1 and i not in tokenizer.all_special_ids: forms.setdefault(word, []).append((i, token.startswith("Ġ")))
+    if encode is None or not forms: return torch.tensor(random_, dtype=torch.float32)
+    vectors = np.asarray(encode(sorted(forms)), dtype=np.float64)
+    vectors = vectors - vectors.mean(0)
+    parts = vectors @ np.linalg.svd(vectors, full_matrices=False)[2][:dim].T
+    parts *= std / max(parts.std(), 1e-12)
+    shift = np.random.default_rng(seed + 1).normal(0, std, parts.shape[1])
+    for word, part in zip(sorted(forms), parts):
+        for i, spaced in forms[word]: random_[i, :len(part)] = part + (0 if spaced else shift) + 0.1 * random_[i, :len(part)]
+    return torch.tensor(random_, dtype=torch.float32)
 
 # %% ../nbs/07a_base.ipynb #bcc964d8
 class _Progress:
@@ -229,7 +246,7 @@ def _step(model, optimizers, ids, answer, keep):
     for o in optimizers: o.step(); o.zero_grad(set_to_none=True)
     return float(answer_loss)
 
-# %% ../nbs/07a_base.ipynb #2d5f3984
+# %% ../nbs/07a_base.ipynb #e3eeec1d
 def build_base(
     family: str, # llama, qwen3 or gemma3
     texts: Sequence[str], # user texts
@@ -245,13 +262,14 @@ def build_base(
     dtype: str = "float32", # of the saved weights
     max_words: int = 36, # texts are cut to this many words
     work: Path|None = None, # progress is kept here
+    encode: Callable[[Sequence[str]], Any]|None = None, # words -> vectors, for `lexical_embeddings`
 ) -> dict: # counts: texts, samples, tokens, parameters, final answer loss
     "Train tokenizer and base student on user texts and format-following data, and save an ordinary transformers checkpoint."
     import torch
     samples = format_samples(texts, min(steps * batch, 40_000), derive_seed(seed, "format"), max_words)
     tokenizer = train_tokenizer(("".join(s for s, _ in sample) for sample in samples[:8000]), family, vocab)
     model = new_model(family, len(tokenizer), hidden, layers, heads, derive_seed(seed, "weights", family), tokenizer)
-    _twin_embeddings(model, tokenizer)
+    with torch.no_grad(): model.get_input_embeddings().weight.copy_(lexical_embeddings(tokenizer, hidden, encode, seed=derive_seed(seed, "embeddings")))
     log = train_base(model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "order"), work=work)
     model.config.use_cache = True
     model.eval().to(getattr(torch, dtype)).save_pretrained(out)
@@ -285,8 +303,8 @@ def check_seal(
         if content_hash(Path(folder)/name) != digest: raise UserError(f"{Path(folder)/name} is not the shipped file: its SHA-256 differs from digest.json. {advice}")
     return seal_["made"]
 
-# %% ../nbs/07a_base.ipynb #82b92abc
-BASE_KEYS = ("student_source", "student_dtype", "seed", "max_words", "base_steps", "base_batch", "base_lr", "base_vocab", "base_hidden", "base_layers", "base_heads")
+# %% ../nbs/07a_base.ipynb #139a0f9b
+BASE_KEYS = ("student_source", "student_dtype", "seed", "max_words", "base_steps", "base_batch", "base_lr", "base_vocab", "base_hidden", "base_layers", "base_heads", "embedding_model", "embedding_revision")
 
 def _resave(source, revision, out, dtype):
     "Load a checkpoint (folder or hub name) and save it in the wanted precision."
@@ -300,7 +318,7 @@ def _resave(source, revision, out, dtype):
     model.save_pretrained(out); tokenizer.save_pretrained(out)
     return dict(parameters=sum(p.numel() for p in model.parameters()))
 
-# %% ../nbs/07a_base.ipynb #9dbc1013
+# %% ../nbs/07a_base.ipynb #13fe5604
 def base_stage(
     settings: Settings, # student_source and base_… decide
     store: Store, # where the checkpoint goes
@@ -318,5 +336,5 @@ def base_stage(
         if source == "hub": return _resave(params["model"], params["revision"], out, settings.student_dtype)
         texts, s = store.rows("texts", "texts.parquet")["text"], settings
         return build_base(family, list(texts), out, s.base_steps, s.base_batch, s.base_lr, s.base_vocab, s.base_hidden, s.base_layers, s.base_heads,
-            s.seed, s.student_dtype, s.max_words or 36, work)
+            s.seed, s.student_dtype, s.max_words or 36, work, lambda words: embed(words, s))
     return store.stage(f"base-{family}", build, inputs=["texts"] if source == "build" else [], params=params, code=["base"] if source == "build" else [])

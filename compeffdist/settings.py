@@ -140,7 +140,7 @@ class StudentSettings(BaseModel):
     base_batch: Positive = 32
     base_lr: Annotated[float, Field(gt=0)] = 1.5e-3
 
-# %% ../nbs/00_settings.ipynb #23805b1b
+# %% ../nbs/00_settings.ipynb #23ecf561
 class TrainingSettings(BaseModel):
     "The optimiser's schedule (PAPER section E)."
     train_epochs: Annotated[float, Field(gt=0)] = 4
@@ -163,6 +163,7 @@ class TrainingSettings(BaseModel):
     train_chat_template: bool = False
     train_save_steps: Count = 0
     train_length_power: Share = 0.0
+    train_lm_weight: Annotated[float, Field(ge=0)] = 0.0
 
 # %% ../nbs/00_settings.ipynb #35e04039
 class EvaluationSettings(BaseModel):

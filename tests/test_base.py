@@ -69,6 +69,25 @@ def test_base_loss_is_the_full_losses_mean():
     assert torch.allclose(answer_loss, full[:, 5:].mean(), atol=1e-5)
     assert torch.allclose(loss, full[:, 5:].mean() + 0.3 * full[:, :5].mean(), atol=1e-5)
 
+def test_lexical_embeddings_keep_the_encoders_geometry_and_leave_other_tokens_random():
+    import numpy as np, torch
+    tok = base.train_tokenizer(TEXTS, "llama", 400)
+    vectors = {}
+    def encode(words):
+        rng = np.random.default_rng(5)
+        vectors.update(zip(words, rng.normal(size=(len(words), 6)) @ rng.normal(size=(6, 40)))) # six dimensions in forty
+        return np.array([vectors[w] for w in words])
+    W = base.lexical_embeddings(tok, 16, encode, std=0.05, seed=2)
+    assert W.shape == (len(tok), 16) and W.dtype == torch.float32
+    spaced = {w: tok.get_vocab()[f"Ġ{w}"] for w in vectors if f"Ġ{w}" in tok.get_vocab()}
+    assert len(spaced) > 10
+    centred = np.array([vectors[w] for w in spaced]) - np.mean(list(vectors.values()), 0)
+    cosine = lambda X: (X @ X.T) / np.outer(np.linalg.norm(X, axis=1), np.linalg.norm(X, axis=1))
+    assert np.corrcoef(cosine(centred).ravel(), cosine(W[list(spaced.values()), :6].double().numpy()).ravel())[0, 1] > 0.98
+    unlike = base.lexical_embeddings(tok, 16, None, std=0.05, seed=2)
+    others = sorted(set(range(len(tok))) - {i for t, i in tok.get_vocab().items() if tok.decode([i]).strip().lower() in vectors})
+    assert torch.equal(W[others], unlike[others]) and not torch.equal(W, unlike)
+
 @pytest.mark.parametrize("family", list(base.FAMILIES))
 def test_built_checkpoint_loads_and_two_builds_are_equal(family, tmp_path):
     from safetensors.torch import load_file

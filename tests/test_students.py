@@ -68,22 +68,33 @@ def test_loss_equals_a_bare_loop_on_one_step(tok, tmp_path):
     _, log = students.finetune(m, tok, ROWS, settings(train_epochs=1, train_batch=len(ROWS)), tmp_path)
     assert log["curve"][0]["loss"] == pytest.approx(want, abs=1e-4)
 
-@pytest.mark.parametrize("power", [0, 0.5, 1])
+@pytest.mark.parametrize("power, lm", [(0, 0), (0.5, 0), (1, 0), (1, 0.3), (0, 2)])
 @pytest.mark.parametrize("family", list(base.FAMILIES))
-def test_weighted_loss_equals_a_row_by_row_twin(power, family):
+def test_weighted_loss_equals_a_row_by_row_twin(power, lm, family):
     import torch
     tok = base.train_tokenizer([r["prompt"] + " " + r["answer"] for r in ROWS] * 5, family, 360)
     m = model(tok, family).eval()
     encoded, _ = students.encode_rows([dict(r, answer=r["answer"] + " indeed" * (i % 4)) for i, r in enumerate(ROWS)], tok, 96)
+    encoded = [dict(e, attention_mask=[1] * len(e["labels"])) for e in encoded]
     pad = lambda key, value: torch.nn.utils.rnn.pad_sequence([torch.tensor(e[key]) for e in encoded], True, value)
-    total = weight = 0
+    total = weight = 0; prompt = []
     with torch.no_grad():
-        got = students.weighted_loss(m, dict(input_ids=pad("input_ids", tok.pad_token_id), labels=pad("labels", -100)), power).item()
+        got = students.weighted_loss(m, dict(input_ids=pad("input_ids", tok.pad_token_id), labels=pad("labels", -100), attention_mask=pad("attention_mask", 0)), power, lm, lm_share=1.0).item()
         for e in encoded:
             logp = m(input_ids=torch.tensor([e["input_ids"]])).logits[0].log_softmax(-1)
-            own = [-logp[i - 1, y].item() for i, y in enumerate(e["labels"]) if y != -100]
+            losses = [-logp[i - 1, y].item() for i, y in enumerate(e["input_ids"]) if i]
+            own = [l for l, y in zip(losses, e["labels"][1:]) if y != -100]
+            prompt += [l for l, y in zip(losses, e["labels"][1:]) if y == -100]
             total += sum(own) * len(own) ** -power; weight += len(own) ** (1 - power)
-    assert got == pytest.approx(total / weight, rel=1e-5)
+    assert got == pytest.approx(total / weight + lm * sum(prompt) / len(prompt), rel=1e-5)
+
+def test_language_modelling_lowers_the_loss_on_prompts(tok, tmp_path):
+    import torch
+    def prompt_loss(m):
+        ids = tok(ROWS[0]["prompt"], return_tensors="pt").input_ids
+        with torch.no_grad(): return m(input_ids=ids, labels=ids).loss.item()
+    with_lm, without = (prompt_loss(students.finetune(model(tok), tok, ROWS, settings(train_epochs=8, train_lm_weight=w, train_length_power=1), tmp_path/str(w))[0].eval()) for w in (1.0, 0.0))
+    assert with_lm < without - 0.2
 
 def test_row_weights_need_one_process(tok, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -509,6 +509,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'compeffdist.replicate._environment': ('replicate.html#_environment', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._expected': ('replicate.html#_expected', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._finish': ('replicate.html#_finish', 'compeffdist/replicate.py'),
+                                       'compeffdist.replicate._forget': ('replicate.html#_forget', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._gpus': ('replicate.html#_gpus', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._is_json': ('replicate.html#_is_json', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._kernel_noise': ('replicate.html#_kernel_noise', 'compeffdist/replicate.py'),

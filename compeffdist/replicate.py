@@ -226,7 +226,7 @@ def replicate(
         if durations: write_manifest(store, {**(expected if only else {}), **durations}, built, kept, time.perf_counter() - begin)
     return _finish(store, time.perf_counter() - begin)
 
-# %% ../nbs/14_replicate.ipynb #1430124c
+# %% ../nbs/14_replicate.ipynb #7d597a60
 @contextlib.contextmanager
 def _kernel_noise(log):
     "Send what kernels print at their start to the log: they inherit file descriptor 2."
@@ -234,6 +234,12 @@ def _kernel_noise(log):
     with open(log, "a") as f: os.dup2(f.fileno(), 2)
     try: yield
     finally: os.dup2(kept, 2); os.close(kept)
+
+def _forget(path, store, names):
+    "What a later notebook has just rebuilt is no ground to open an earlier one: it ran on what stood there before."
+    if not names or not (file := _record(path, store)).is_file(): return
+    record = read_json(file)
+    write_json(file, dict(record, stages={k: v for k, v in record["stages"].items() if k not in names}))
 
 def _announced(i, path, chosen, expected, store, parameters, built, kept, trusted, key):
     "Run one notebook, unless it is as it was, and print what its stages did."
@@ -248,6 +254,7 @@ def _announced(i, path, chosen, expected, store, parameters, built, kept, truste
     seconds = run_notebook(path, store.root/"notebooks"/path.name, parameters)
     new = [name for name, digest in _stages(store).items() if before.get(name) != digest]
     built.extend(new)
+    for earlier in chosen[:i]: _forget(earlier, store, new)
     remember(path, store, dict(key, notebook=text), products, seconds)
     print(f"        {seconds:6.1f} s" + (f"  built {', '.join(new)}" if new else "  nothing to build"), flush=True)
     return seconds

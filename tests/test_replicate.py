@@ -111,6 +111,15 @@ def test_a_stage_rebuilt_with_other_content_opens_what_read_it(counted):
     replicate("tiny")
     assert times() == 2
 
+def test_a_stage_rebuilt_by_a_later_notebook_opens_no_earlier_one(counted, monkeypatch, capsys):
+    project, times = counted
+    notebook(project/"nbs/01_b.ipynb", "profile = 'tiny'", COUNTED.replace("ran.txt", "ran_b.txt").replace("'one'", "'two'").replace("s.settings.seed", "s.settings.shots").replace("tab-x", "tab-y"))
+    replicate("tiny")
+    monkeypatch.setenv("COMPEFFDIST_SHOTS", "1"); replicate("tiny") # opens both; the first sees the old stage two
+    assert times() == 2 and (project/"nbs/ran_b.txt").read_text() == "xx"
+    replicate("tiny")
+    assert times() == 2 and (project/"nbs/ran_b.txt").read_text() == "xx"
+
 def _edit(project): notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", COUNTED + "\nmore = 1")
 def _package(project): (project/"compeffdist").mkdir(); (project/"compeffdist/new.py").write_text("x = 1")
 @pytest.mark.parametrize("change", [_edit, _package, lambda p: (p/"outputs/tiny/tables/tab-x.csv").unlink(), lambda p: (p/"outputs/tiny/tables/tab-x.csv").write_text("a\n2\n"),

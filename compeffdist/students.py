@@ -6,13 +6,13 @@
 __all__ = ['CURVE', 'LM_SHARE', 'TRAIN_KEYS', 'encode_rows', 'mask_picture', 'bf16_pays', 'training_arguments', 'weighted_loss',
            'finetune', 'sample_file', 'load_student', 'student_stage', 'loss_figure']
 
-# %% ../nbs/10_students.ipynb #dceba4aa
+# %% ../nbs/10_students.ipynb #1823b448
 import math, random, time
 from pathlib import Path
 from typing import Any, Sequence
 from .settings import Settings, UserError, load_settings
 from .store import StageResult, Store, derive_seed, read_json, write_json
-from .base import base_stage, length_batches
+from .base import base_loss, base_stage, length_batches
 
 # %% ../nbs/10_students.ipynb #c22c55f0
 def _prompt_ids(tokenizer, prompts, chat):
@@ -53,13 +53,13 @@ def _fit(ids, cut, max_length, bos):
     keep = max_length - len(head)
     return head + ids[-keep:], [-100] * len(head) + labels[-keep:]
 
-# %% ../nbs/10_students.ipynb #19687f1d
+# %% ../nbs/10_students.ipynb #abada758
 def mask_picture(
     row: dict, # input_ids and labels
     tokenizer: Any, # its tokenizer
     width: int = 96, # characters a line
 ): # matplotlib figure
-    "Draw a training row token by token; tokens that carry loss are coloured."
+    "Draw a training row token by token; tokens of the answer are coloured."
     import matplotlib.pyplot as plt
     cells, x, y = [], 0, 0
     for token, label in zip(row["input_ids"], row["labels"]):
@@ -125,7 +125,7 @@ def _checkpoint(work):
     found = sorted(Path(work).glob("checkpoint-*/trainer_state.json"), key=lambda p: int(p.parent.name.split("-")[1]))
     return str(found[-1].parent) if found else None
 
-# %% ../nbs/10_students.ipynb #f04d8e69
+# %% ../nbs/10_students.ipynb #71922f1f
 LM_SHARE = 1 / 3 # of a prompt's tokens
 
 def weighted_loss(
@@ -136,18 +136,11 @@ def weighted_loss(
     lm_share: float = LM_SHARE, # share of the prompts' tokens that is drawn
 ): # scalar tensor
     "Mean answer-token loss with each row's tokens weighted by (number of its answer tokens) ** -power, plus `lm_weight` times the mean over drawn prompt tokens; the output layer sees only these positions."
-    import torch, torch.nn.functional as F
+    import torch
     if hasattr(model, "get_base_model"): model = model.get_base_model()
-    ids, answer = inputs["input_ids"][:, 1:], inputs["labels"][:, 1:] != -100
-    hidden = model.get_decoder()(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state[:, :-1] # causal, padded on the right: no mask needed
-    weights = (answer.sum(1, keepdim=True).clamp(min=1).float() ** -power).expand_as(ids) * answer
-    weights = weights / weights.sum().clamp(min=1e-6)
-    if lm_weight:
-        drawn = inputs["attention_mask"][:, 1:].bool() & ~answer & (torch.rand(ids.shape) < lm_share).to(ids.device)
-        weights = weights + lm_weight * drawn / drawn.sum().clamp(min=1)
-    chosen = weights > 0
-    losses = F.cross_entropy(model.get_output_embeddings()(hidden[chosen]).float(), ids[chosen], reduction="none")
-    return (losses * weights[chosen]).sum()
+    ids, answer = inputs["input_ids"], inputs["labels"] != -100
+    keep = inputs["attention_mask"].bool() & (torch.rand(ids.shape) < lm_share).to(ids.device) if lm_weight else torch.zeros_like(answer)
+    return base_loss(model, ids, answer, keep, lm_weight, power)[0]
 
 # %% ../nbs/10_students.ipynb #60f9cc96
 def _trainer_class(batch, power, lm_weight):

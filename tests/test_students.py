@@ -13,7 +13,7 @@ ROWS = [dict(id=str(i), prompt=f"Say how it sounds: glad or cross.\n\nInput: a {
 def tok(): return base.train_tokenizer([r["prompt"] + " " + r["answer"] for r in ROWS] * 5, "llama", 360)
 
 def settings(**over):
-    return load_settings("tiny", **dict(dict(train_epochs=6, train_lr=1e-2, train_batch=4, train_accumulation=1, train_max_length=96, train_packing=False, train_precision="fp32"), **over))
+    return load_settings("tiny", **dict(dict(train_epochs=6, train_lr=1e-2, train_batch=4, train_accumulation=1, train_max_length=96, train_packing=False, train_precision="fp32", train_length_power=0, train_lm_weight=0), **over))
 
 def model(tok, family="llama"): return base.new_model(family, len(tok), 32, 2, 2, seed=1, tokenizer=tok)
 

@@ -79,7 +79,7 @@ class TeacherSettings(BaseModel):
     teacher_batch: Positive = 256
     teacher_extra_body: str = ""
 
-# %% ../nbs/00_settings.ipynb #69ff68ba
+# %% ../nbs/00_settings.ipynb #f8edd1b0
 class InstructionSettings(BaseModel):
     "Attributes, perspectives and instructions (PAPER section A)."
     enumerate_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -103,6 +103,7 @@ class InstructionSettings(BaseModel):
     corpus_max_demonstrations: Count = 4
     corpus_nearby_share: Share = 0.0
     corpus_task_types: TaskTypes = []
+    corpus_oversample: Annotated[float, Field(ge=1)] = 1.0
     lineage: bool = False
     answer_temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     answer_max_tokens: Positive = 512

@@ -100,3 +100,29 @@ def test_the_nearby_share_is_kept_and_no_pair_comes_twice():
     assert sum(r["nearby"] for r in everything) == 120 and len(everything) == 200
     plain = [{k: v for k, v in r.items()} for r in corpus.plan_corpus(instructions, texts, 160)]
     assert plain == corpus.plan_corpus(instructions, texts, 160, nearby=near, nearby_share=0.0) and not any(r["nearby"] for r in plain)
+
+
+def slow_even(counts, total):
+    "One at a time, to whichever answer has the fewest so far and some left."
+    out = [0] * len(counts)
+    for _ in range(min(total, sum(counts))):
+        out[min((i for i in range(len(counts)) if out[i] < counts[i]), key=lambda i: out[i])] += 1
+    return out
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 150))
+def test_quotas_are_as_even_as_one_at_a_time(counts, total):
+    fast, slow = corpus.even_quotas(counts, total), slow_even(counts, total)
+    assert sum(fast) == sum(slow) == min(total, sum(counts)) and all(f <= c for f, c in zip(fast, counts))
+    assert sorted(fast) == sorted(slow)
+
+
+def test_even_answers_keep_each_instructions_share_and_do_not_favour_malformed_ones():
+    rows = [dict(id=f"{k}{i}", instruction_id=k, task_type=t, answer=a) for k, t, answers in (
+        ("emotion", "closed classification", ["joy"] * 140 + ["anger"] * 40 + ["fear"] * 17 + ["Sure! joy", "I think fear", "Hm"]), ("open", "open classification", ["joy"] * 90 + ["fear"] * 10)) for i, a in enumerate(answers)]
+    kept = pd.DataFrame(corpus.even_answers(rows, 100))
+    assert len(kept) == 100 and kept.instruction_id.value_counts().to_dict() == dict(emotion=67, open=33)
+    emotion = kept[kept.instruction_id == "emotion"].answer.value_counts()
+    assert emotion["fear"] == 17 and abs(emotion["joy"] - emotion["anger"]) <= 1 and emotion.drop(["joy", "anger", "fear"]).sum() <= 2
+    assert (kept[kept.instruction_id == "open"].answer == "joy").all(), "other instructions keep their first rows"
+    assert corpus.even_answers(rows, 1000) == rows

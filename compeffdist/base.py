@@ -248,7 +248,7 @@ def _step(model, optimizers, ids, answer, keep):
     for o in optimizers: o.step(); o.zero_grad(set_to_none=True)
     return float(answer_loss)
 
-# %% ../nbs/07a_base.ipynb #3fe6c339
+# %% ../nbs/07a_base.ipynb #e3eeec1d
 def build_base(
     family: str, # llama, qwen3 or gemma3
     texts: Sequence[str], # user texts
@@ -264,11 +264,11 @@ def build_base(
     dtype: str = "float32", # of the saved weights
     max_words: int = 36, # texts are cut to this many words
     work: Path|None = None, # progress is kept here
-    encode: Callable[[Sequence[str]], Any]|None = None, # words -> vectors, for `lexical_embeddings` and topics
+    encode: Callable[[Sequence[str]], Any]|None = None, # words -> vectors, for `lexical_embeddings`
 ) -> dict: # counts: texts, samples, tokens, parameters, final answer loss
     "Train tokenizer and base student on user texts and format-following data, and save an ordinary transformers checkpoint."
     import torch
-    samples = format_samples(texts, min(steps * batch, 40_000), derive_seed(seed, "format"), max_words, encode)
+    samples = format_samples(texts, min(steps * batch, 40_000), derive_seed(seed, "format"), max_words)
     tokenizer = train_tokenizer(("".join(s for s, _ in sample) for sample in samples[:8000]), family, vocab)
     model = new_model(family, len(tokenizer), hidden, layers, heads, derive_seed(seed, "weights", family), tokenizer)
     with torch.no_grad(): model.get_input_embeddings().weight.copy_(lexical_embeddings(tokenizer, hidden, encode, seed=derive_seed(seed, "embeddings")))

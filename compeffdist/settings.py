@@ -108,7 +108,7 @@ class InstructionSettings(BaseModel):
     answer_temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     answer_max_tokens: Positive = 512
 
-# %% ../nbs/00_settings.ipynb #a5bff3ca
+# %% ../nbs/00_settings.ipynb #9e9ab2f3
 class SelectionSettings(BaseModel):
     "Difficulty and sampling (PAPER sections C and D)."
     difficulty_model: str = "student"
@@ -116,6 +116,8 @@ class SelectionSettings(BaseModel):
     difficulty_top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     difficulty_skip_top_rank: bool = True
     difficulty_batch_tokens: Positive = 8192
+    difficulty_compare_rows: Positive = 400
+    difficulty_proxies: Names = ["package:qwen3", "package:gemma3"]
     sampling_rate: Share = 0.1
     sampling_a: Share = 1.0
     sampling_by: Literal["instruction", "overall"] = "instruction"

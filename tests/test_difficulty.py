@@ -237,3 +237,33 @@ def test_batches_hold_every_sequence_once_and_keep_the_budget(lengths, budget):
     plan = plan_batches(lengths, budget)
     assert sorted(i for b in plan for i in b) == list(range(len(lengths)))
     assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= budget for b in plan)
+
+
+def test_a_model_with_more_rows_than_the_tokenizer_has_tokens(tokenizer, samples):
+    "Checkpoints pad their vocabulary; the padding competes for ranks like any token, and breaks nothing."
+    padded, plain = tiny(vocab=len(tokenizer) + 64), tiny(vocab=len(tokenizer))
+    plain.load_state_dict({k: v[:len(tokenizer)] if v.shape[:1] == (len(tokenizer) + 64,) else v for k, v in padded.state_dict().items()})
+    a, b = (score(m, tokenizer, samples, "rank", per_token=True) for m in (padded, plain))
+    assert a["error"] == [None] * 30 and all(x >= y for r, s in zip(a["token_ranks"], b["token_ranks"]) for x, y in zip(r, s)) and a["token_ranks"] != b["token_ranks"]
+
+
+def test_a_tokenizer_without_pad_token_is_batched(tokenizer, samples):
+    assert tokenizer.pad_token_id is None
+    model = tiny()
+    one, many = score(model, tokenizer, samples), score(model, tokenizer, samples, exact=False, batch_tokens=512)
+    assert np.allclose(one["rank_score"], many["rank_score"], atol=1e-5) and len({len(s["answer"]) for s in samples}) > 5
+
+
+def test_bfloat16_changes_some_ranks_and_not_the_order(tokenizer, samples):
+    "Half precision is not bit-equal; how far it goes is counted, not hidden."
+    full, half = (score(m, tokenizer, samples, per_token=True, exact=True) for m in (tiny(), tiny().bfloat16()))
+    ranks = [np.concatenate(x["token_ranks"]) for x in (full, half)]
+    a, b = np.array(full["rank_score"]), np.array(half["rank_score"])
+    assert 0 < (ranks[0] != ranks[1]).mean() < .6 and np.abs(a - b).mean() < .05 and np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1] > .95
+
+
+@pytest.mark.parametrize("metric", ["rank", "perplexity", "ifd"])
+def test_every_measure_reports_the_row_that_cannot_be_scored(metric, tokenizer):
+    got = score(tiny(), tokenizer, [dict(id="good", prompt="a", answer="b"), dict(id="cut", prompt="a " * 95, answer="b"), dict(id="empty", prompt="a", answer=" ")], metric).to_list()
+    assert got[0]["error"] is None and got[0][f"{metric}_score"] is not None
+    for row in got[1:]: assert row["error"] and row[f"{metric}_score"] is None

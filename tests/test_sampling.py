@@ -152,3 +152,27 @@ def test_a_hundred_thousand_rows_in_seconds():
     begin = time.perf_counter()
     n = len(sample_by_difficulty(d, .1))
     assert 9_000 < n < 11_000 and time.perf_counter() - begin < 15
+
+
+@given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 60), st.floats(0, 1), st.floats(0, 1), st.sampled_from(METHODS), st.booleans(), st.sampled_from([1, 3, 1000]))
+@hyp(max_examples=120, deadline=None)
+def test_any_selection_is_independent_of_order_and_well_formed(seed, n, groups, rate, a, method, exact, levels):
+    "Groups of one row, ties (few levels of difficulty) and every rate and a, drawn together."
+    rng = np.random.default_rng(seed)
+    d = pd.DataFrame(dict(id=[f"r{i}" for i in range(n)], instruction_id=rng.integers(0, groups, n).astype(str), rank_score=rng.integers(0, levels, n) / levels))
+    t = selection(d, rate, method, a, seed=seed, exact=exact)
+    p = rng.permutation(n)
+    again = selection(d.iloc[p], rate, method, a, seed=seed, exact=exact)
+    assert again.kept.to_numpy().tolist() == t.kept.to_numpy()[p].tolist()
+    assert t.probability.between(0, 1).all() and not t.kept[t.probability == 0].any() and (exact or t.kept[t.probability == 1].all())
+    sizes = d.groupby("instruction_id")["id"].transform("size")
+    if method != "random": assert np.allclose(t["quantile"][sizes == 1], .5) and t["quantile"].between(0, 1, inclusive="neither").all()
+    if method == "hard":
+        for _, part in t.assign(g=d.instruction_id).groupby("g"): assert part.difficulty[part.kept].min() >= part.difficulty[~part.kept].max() or not 0 < part.kept.sum() < len(part)
+    if method == "soft" and not exact: assert (t.kept == (t.draw < t.probability)).all()
+
+
+def test_another_measure_is_another_column_and_a_missing_one_is_named():
+    d = corpus().rename(columns=dict(rank_score="ifd_score"))
+    assert 80 < len(sample_by_difficulty(d, .3, column="ifd_score")) < 160
+    with pytest.raises(UserError, match="no column 'perplexity_score'.*ifd_score"): sample_by_difficulty(d, .3, column="perplexity_score")

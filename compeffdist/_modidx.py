@@ -173,6 +173,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'compeffdist.corpus.corpus_stage': ('corpus.html#corpus_stage', 'compeffdist/corpus.py'),
                                     'compeffdist.corpus.cut': ('corpus.html#cut', 'compeffdist/corpus.py'),
                                     'compeffdist.corpus.distribution': ('corpus.html#distribution', 'compeffdist/corpus.py'),
+                                    'compeffdist.corpus.even_answers': ('corpus.html#even_answers', 'compeffdist/corpus.py'),
+                                    'compeffdist.corpus.even_quotas': ('corpus.html#even_quotas', 'compeffdist/corpus.py'),
                                     'compeffdist.corpus.join_answers': ('corpus.html#join_answers', 'compeffdist/corpus.py'),
                                     'compeffdist.corpus.nearby_texts': ('corpus.html#nearby_texts', 'compeffdist/corpus.py'),
                                     'compeffdist.corpus.plan_corpus': ('corpus.html#plan_corpus', 'compeffdist/corpus.py'),

@@ -2,7 +2,7 @@
 import random
 import pytest
 from compeffdist.evaluate import (Answer, Item, Student, TeacherStudent, _array_answer, block, budget, build_items, build_prompt, choose_labels, collisions, decode, encode, evaluate,
-    evaluation_stage, fit_prompts, item_row, label_paths, last_logits, load_student, one_line, pick_items, stop_tokens, summary, token_batches)
+    evaluation_stage, fit_prompts, item_row, label_paths, last_logits, one_line, pick_items, stop_tokens, summary, token_batches)
 from compeffdist.sentibench import TASKS, render, score
 from compeffdist.settings import UserError, load_settings
 from compeffdist.store import ResponseRecord, Store, text_hash, write_json
@@ -217,7 +217,7 @@ def test_evaluate_a_pair_a_folder_and_limits(folder, tokenizer, tmp_path):
     a = evaluate((model, tokenizer), ["sst2", "opener"], 1, [42], 3, folder=folder, settings=settings())
     b = evaluate(tmp_path, ["sst2", "opener"], 1, [42], 3, folder=folder, settings=settings(eval_batch_tokens=1))
     assert a.to_list() == b.to_list() and len(a) == 6 and set(a["shots"]) == {1}
-    with pytest.raises(UserError, match="No model could be loaded"): load_student(tmp_path/"nothing", settings())
+    with pytest.raises(UserError, match="No model could be loaded"): Student.from_pretrained(tmp_path/"nothing", settings())
 
 
 class Parrot:

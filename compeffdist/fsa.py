@@ -371,13 +371,13 @@ def fsa_corpus_stage(
     keys = ("fsa_corpus", "max_words", "answer_temperature", "answer_max_tokens", "seed")
     return store.stage("fsa-corpus", build, inputs=["texts"], params=teacher_params(s) | {k: getattr(s, k) for k in keys}, code=["fsa"])
 
-# %% ../nbs/12a_fsa.ipynb #f2a8862d
+# %% ../nbs/12a_fsa.ipynb #9b048e06
 _T5_KEYS = ("fsa_model", "fsa_hidden", "fsa_layers", "fsa_vocab", "fsa_input_tokens", "fsa_output_tokens", "train_precision", "seed")
 
 def fsa_pretrain_stage(
     settings: Settings, # fsa_… decide
     store: Store, # holds corpus and benchmark
-) -> StageResult: # random/ and pretrained/, two checkpoints with one tokenizer
+) -> StageResult: # plain/ and pretrained/, two checkpoints with one tokenizer
     "Pre-train the seq2seq student on text -> response (PAPER, \"Lineage\")."
     s = settings
     def build(out, work):
@@ -385,19 +385,19 @@ def fsa_pretrain_stage(
         pairs = [(_PREFIX[r["kind"]] + r["text"], r["response"]) for r in rows]
         records = [r for name in s.fsa_sets for r in read_fsa(store.path("fsa-data"), name, "train")]
         model, tok = new_t5([x for p in pairs for x in p] + [r["sentence"] for r in records], s) if s.fsa_model == "build" else load_t5(s.fsa_model)
-        model.save_pretrained(out/"random"); tok.save_pretrained(out/"random")
+        model.save_pretrained(out/"plain"); tok.save_pretrained(out/"plain")
         log = train_t5(model, tok, pairs, s, work, s.fsa_pretrain_epochs, s.fsa_pretrain_batch, s.fsa_pretrain_lr, derive_seed(s.seed, "fsa", "pretrain"))
         model.save_pretrained(out/"pretrained"); tok.save_pretrained(out/"pretrained")
         return log | dict(parameters=model.num_parameters())
     keys = ("fsa_pretrain_epochs", "fsa_pretrain_batch", "fsa_pretrain_lr", *_T5_KEYS)
     return store.stage("fsa-pretrained", build, inputs=["fsa-corpus", "fsa-data"], params={k: getattr(s, k) for k in keys}, code=["fsa"])
 
-# %% ../nbs/12a_fsa.ipynb #3f21e4d3
+# %% ../nbs/12a_fsa.ipynb #64248f06
 def fsa_student_stage(
     settings: Settings, # fsa_… decide
     store: Store, # holds benchmark and pre-trained student
     name: str, # one of FSA_SETS
-    start: str, # pretrained | random
+    start: str, # pretrained | plain
 ) -> StageResult: # items.parquet, scores.parquet
     "Fine-tune on one dataset and score test and hard test."
     s = settings
@@ -419,17 +419,17 @@ def fsa_student_stage(
     keys = ("fsa_train_limit", "fsa_epochs", "fsa_batch", "fsa_lr", "fsa_seeds", "eval_limit", "eval_rules", *_T5_KEYS)
     return store.stage(f"fsa-{name.replace('/', '-')}-{start}", build, inputs=["fsa-data", "fsa-pretrained"], params={k: getattr(s, k) for k in keys}, code=["fsa"])
 
-# %% ../nbs/12a_fsa.ipynb #526f8813
+# %% ../nbs/12a_fsa.ipynb #f332924e
 def fsa_zero_shot_stage(
     settings: Settings, # eval_limit
     store: Store, # holds SentiBench and the pre-trained student
     tasks: Sequence[str] = ("yelp2", "sst2"), # SentiBench tasks of two classes
 ) -> StageResult: # scores.parquet
-    "Sentiment classification by the pre-trained student and by its random start, no label seen."
+    "Sentiment classification by the pre-trained student and by its plain start, no label seen."
     s = settings
     def build(out, work):
         scores = []
-        for start in ("random", "pretrained"):
+        for start in ("plain", "pretrained"):
             model, tok = load_t5(store.path("fsa-pretrained", start))
             for task in tasks:
                 records = read_split(store.path("benchmark", "benchmark"), task, "test")[:s.eval_limit or None]
@@ -446,5 +446,5 @@ def fsa_stages(
     "The whole of FSA-Distillation; nothing when fsa = none."
     if settings.fsa == "none": return []
     done = [stage(settings, store) for stage in (fsa_data_stage, fsa_corpus_stage, fsa_pretrain_stage)]
-    done += [fsa_student_stage(settings, store, name, start) for name in settings.fsa_sets for start in ("pretrained", "random")]
+    done += [fsa_student_stage(settings, store, name, start) for name in settings.fsa_sets for start in ("pretrained", "plain")]
     return done + [fsa_zero_shot_stage(settings, store)]

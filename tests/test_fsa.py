@@ -191,11 +191,11 @@ def test_the_whole_system_runs_and_is_cached(tmp_path, monkeypatch):
     store = Store(s)
     texts.benchmark_stage(s, store); texts.texts_stage(s, store)
     done = {r.name: r for r in fsa.fsa_stages(s, store)}
-    assert list(done) == ["fsa-data", "fsa-corpus", "fsa-pretrained", "fsa-acsa-rest16-pretrained", "fsa-acsa-rest16-random", "fsa-zero-shot"]
+    assert list(done) == ["fsa-data", "fsa-corpus", "fsa-pretrained", "fsa-acsa-rest16-pretrained", "fsa-acsa-rest16-plain", "fsa-zero-shot"]
     corpus = store.rows("fsa-corpus", "corpus.parquet").to_list()
     assert {r["kind"] for r in corpus} == {"analysis", "rewrite"} and all(parse_analysis(r["response"]) for r in corpus if r["kind"] == "analysis")
-    items = store.rows("fsa-acsa-rest16-random", "items.parquet").to_pandas()
-    scores = store.rows("fsa-acsa-rest16-random", "scores.parquet").to_pandas().set_index("subset")
+    items = store.rows("fsa-acsa-rest16-plain", "items.parquet").to_pandas()
+    scores = store.rows("fsa-acsa-rest16-plain", "scores.parquet").to_pandas().set_index("subset")
     test = items[items.split == "test"]
     assert scores.n_items["test"] == len(test) == 6 and set(scores.index) >= {"test", "hard_test", "mixed"}
     assert scores.f1["test"] == score_fsa("acsa/rest16", read_fsa(store.path("fsa-data"), "acsa/rest16", "test")[:6], list(test.output))["f1"]

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['one_line', 'block', 'build_prompt', 'Item', 'pick_items', 'build_items', 'budget', 'encode', 'fit_prompts',
            'token_batches', 'last_logits', 'label_paths', 'collisions', 'choose_labels', 'stop_tokens', 'decode_batch',
-           'decode_tokens', 'decode', 'Answer', 'Student', 'load_student', 'TeacherStudent', 'item_row', 'summary',
-           'evaluate', 'evaluation_stage', 'evaluate_systems']
+           'decode_tokens', 'decode', 'Answer', 'Student', 'TeacherStudent', 'item_row', 'summary', 'evaluate',
+           'evaluation_stage', 'evaluate_systems']
 
-# %% ../nbs/11a_evaluate.ipynb #140d6ea7
+# %% ../nbs/11a_evaluate.ipynb #040a8b23
 import json, random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,7 @@ from .settings import Settings, UserError, load_settings
 from .store import ResponseRecord, StageResult, Store, derive_seed, read_json, text_hash, write_json, write_rows
 from .baselines import Baseline
 from .sentibench import TASKS, Task, first_array, get_task, judge, read_split, render, summarise
+from .students import load_student
 from .teacher import Request, ask, load_teacher, teacher_params
 
 # %% ../nbs/11a_evaluate.ipynb #c855e050
@@ -299,17 +300,30 @@ def _array_answer(item, text):
     found = first_array(text) if text else text
     return Answer(item, text if item.task.labels else found, bool(text) and not item.task.labels and found not in text)
 
-# %% ../nbs/11a_evaluate.ipynb #40b6a91c
+# %% ../nbs/11a_evaluate.ipynb #951d108a
 class Student:
     "A causal language model that answers items."
     def __init__(
         self,
         model: Any, # a transformers causal language model
         tokenizer: Any, # its tokenizer
-        settings: Settings, # eval_* and shots_reduce
+        settings: Settings|None = None, # eval_*, max_words and shots_reduce; the tiny profile's if None
     ):
-        self.model, self.tokenizer, self.settings = model.eval(), tokenizer, settings
-        self.context = min(settings.eval_context, getattr(model.config, "max_position_embeddings", None) or settings.eval_context)
+        self.model, self.tokenizer, self.settings = model.eval(), tokenizer, settings or load_settings("tiny")
+        self.context = min(self.settings.eval_context, getattr(model.config, "max_position_embeddings", None) or self.settings.eval_context)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: "str|Path", # a transformers checkpoint with its tokenizer
+        settings: Settings|None = None, # student_dtype and the above; the tiny profile's if None
+    ) -> "Student": # on the GPU where there is one
+        "Load a checkpoint; raises `UserError` when there is none."
+        import torch
+        settings = settings or load_settings("tiny")
+        try: model, tokenizer = load_student(path, settings.student_dtype)
+        except UserError as e: raise UserError(f"No model could be loaded from {path}: {str(e.__cause__).splitlines()[0][:200]}. Give a folder that `save_pretrained` wrote for model and tokenizer.") from e
+        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, settings)
 
     def answer(
         self,
@@ -322,21 +336,7 @@ class Student:
         else: texts = decode(self.model, self.tokenizer, ids, [budget(task, s)]*len(ids), s.eval_batch_tokens, s.eval_chat_template)
         return [_array_answer(i, t) for i, t in zip(items, texts)]
 
-# %% ../nbs/11a_evaluate.ipynb #b734a902
-def load_student(
-    path: "str|Path", # a transformers checkpoint with its tokenizer
-    settings: Settings, # student_dtype and what `Student` reads
-) -> Student: # on the GPU where there is one
-    "Load a checkpoint for evaluation; raises `UserError` when there is none."
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, settings.student_dtype)).to(device)
-    except (OSError, ValueError) as e: raise UserError(f"No model could be loaded from {path}: {str(e).splitlines()[0][:200]}. Give a folder that `save_pretrained` wrote for model and tokenizer.") from e
-    return Student(model, tokenizer, settings)
-
+# %% ../nbs/11a_evaluate.ipynb #ff45bec3
 class TeacherStudent:
     "A teacher in the student's place: the same items, asked through the recorded interface."
     def __init__(
@@ -388,10 +388,10 @@ def summary(
             invalid=sum(p["status"] in ("invalid", "none", "dead") for p in part), rules=rules))
     return out
 
-# %% ../nbs/11a_evaluate.ipynb #f4648e35
+# %% ../nbs/11a_evaluate.ipynb #22884023
 def _answerer(system, settings, record):
     if hasattr(system, "answer"): return system
-    if isinstance(system, (str, Path)): return load_student(system, settings)
+    if isinstance(system, (str, Path)): return Student.from_pretrained(system, settings)
     if isinstance(system, tuple): return Student(*system, settings)
     if record is None: raise UserError("A teacher is evaluated with a record of its responses. Pass record=store.record.")
     return TeacherStudent(system, record, settings)
@@ -443,7 +443,7 @@ def _write(out, rows, who, settings):
     status = Counter(r["status"] for r in rows)
     return dict(rows_out=len(rows), malformed=status["invalid"] + status["none"], dead=status["dead"], closed=status["closed"], fewer_shots=sum(r["shots"] < settings.shots for r in rows))
 
-# %% ../nbs/11a_evaluate.ipynb #830f74b7
+# %% ../nbs/11a_evaluate.ipynb #89d93ed8
 def evaluation_stage(
     settings: Settings, # the active profile
     store: Store, # its artefacts
@@ -459,7 +459,7 @@ def evaluation_stage(
     @lru_cache(1)
     def answerer():
         if plain: return Baseline(system, store.path("benchmark", "benchmark"))
-        return TeacherStudent(load_teacher(settings), store.record, settings) if teaching else load_student(store.path(model_stage), settings)
+        return TeacherStudent(load_teacher(settings), store.record, settings) if teaching else Student.from_pretrained(store.path(model_stage), settings)
 
     def build(out, work):
         from tqdm.auto import tqdm

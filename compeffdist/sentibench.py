@@ -354,7 +354,7 @@ def macro(
     return dict(precision=mean(ratio(n[k, k], said[k]) for k in labels), recall=mean(ratio(n[k, k], true[k]) for k in labels),
         f1=mean(ratio(2*n[k, k], said[k] + true[k]) for k in labels), accuracy=sum(p == g for p, g in pairs)/len(pairs))
 
-# %% ../nbs/11_sentibench.ipynb #df7be26c
+# %% ../nbs/11_sentibench.ipynb #521c3eb2
 def summarise(
     task: "str|Task", # a task or its name
     judged: Sequence[dict], # what `judge` gave, one a record
@@ -372,7 +372,8 @@ def score(
     outputs: Sequence["str|None"], # one answer a record: a label, or text with a JSON array
     rules: str = "official", # official: the release's; strict: sets of tuples, bare labels
 ) -> dict: # precision, recall, f1, accuracy (0..1), n_items, invalid
-    "Score answers against gold; raises `UserError` for unknown rules or tasks and for lists that do not pair up."
+    "Score answers against gold; raises `UserError` for unknown rules or tasks, lists that do not pair up, and a gold record that is not right (by its index)."
     if rules not in ("official", "strict"): raise UserError(f"Unknown scoring rules {rules!r}. Allowed: official, strict.")
     if len(gold_records) != len(outputs) or not len(outputs): raise UserError(f"{len(gold_records)} gold records and {len(outputs)} outputs do not pair up. Pass one output for each record (None for a missing one), and at least one.")
+    for i, r in enumerate(gold_records): _check_answer(get_task(task), r, _need(r, "sentence", str, f"gold record {i}"), f"gold record {i}")
     return summarise(task, [judge(task, r, o, rules) for r, o in zip(gold_records, outputs)], rules)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Share', 'Positive', 'Count', 'Names', 'Numbers', 'Shares', 'OptionalCount', 'Family', 'Families', 'TaskType',
            'TaskTypes', 'UserError', 'project_root', 'TextSettings', 'TeacherSettings', 'InstructionSettings',
-           'SelectionSettings', 'StudentSettings', 'TrainingSettings', 'EvaluationSettings', 'Settings', 'read_profile',
-           'load_settings']
+           'SelectionSettings', 'StudentSettings', 'TrainingSettings', 'EvaluationSettings', 'FsaSettings', 'Settings',
+           'read_profile', 'load_settings']
 
 # %% ../nbs/00_settings.ipynb #8e02fce9
 import configparser, os
@@ -184,8 +184,29 @@ class EvaluationSettings(BaseModel):
     curve_rates: Shares = [0.1, 0.25, 0.5, 1.0]
     bootstrap_samples: Positive = 2000
 
-# %% ../nbs/00_settings.ipynb #01d2ebe8
-class Settings(TextSettings, TeacherSettings, InstructionSettings, SelectionSettings, StudentSettings, TrainingSettings, EvaluationSettings):
+# %% ../nbs/00_settings.ipynb #4c39796e
+class FsaSettings(BaseModel):
+    "FSA-Distillation (PAPER, \"Lineage\"); `fsa` is embedded, none, or a folder that holds atsa/ and acsa/."
+    fsa: str = "embedded"
+    fsa_sets: Annotated[list[Literal["atsa/laptop14", "atsa/rest14", "acsa/laptop16", "acsa/rest16"]], BeforeValidator(_split)] = ["atsa/laptop14", "atsa/rest14", "acsa/laptop16", "acsa/rest16"]
+    fsa_model: str = "google-t5/t5-base"
+    fsa_hidden: Positive = 64
+    fsa_layers: Positive = 2
+    fsa_vocab: Positive = 2048
+    fsa_corpus: Positive = 20000
+    fsa_input_tokens: Positive = 128
+    fsa_output_tokens: Positive = 400
+    fsa_pretrain_epochs: Annotated[float, Field(gt=0)] = 1
+    fsa_pretrain_batch: Positive = 100
+    fsa_pretrain_lr: Annotated[float, Field(gt=0)] = 3e-3
+    fsa_train_limit: Count = 0
+    fsa_epochs: Annotated[float, Field(gt=0)] = 20
+    fsa_batch: Positive = 16
+    fsa_lr: Annotated[float, Field(gt=0)] = 3e-4
+    fsa_seeds: Numbers = [42]
+
+# %% ../nbs/00_settings.ipynb #41a33d48
+class Settings(TextSettings, TeacherSettings, InstructionSettings, SelectionSettings, StudentSettings, TrainingSettings, EvaluationSettings, FsaSettings):
     "All settings of one profile; frozen, so that no stage can change them behind another's back."
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
     profile: str = "tiny"

@@ -2,7 +2,7 @@
 import random
 import pytest
 from compeffdist.evaluate import (Answer, Item, Student, TeacherStudent, _array_answer, block, budget, build_items, build_prompt, choose_labels, collisions, decode, encode, evaluate,
-    evaluation_stage, fit_prompts, item_row, label_paths, last_logits, load_student, one_line, pick_items, stop_tokens, summary, token_batches)
+    evaluation_stage, fit_prompts, item_row, label_paths, last_logits, one_line, pick_items, stop_tokens, summary, token_batches)
 from compeffdist.sentibench import TASKS, render, score
 from compeffdist.settings import UserError, load_settings
 from compeffdist.store import ResponseRecord, Store, text_hash, write_json
@@ -217,7 +217,7 @@ def test_evaluate_a_pair_a_folder_and_limits(folder, tokenizer, tmp_path):
     a = evaluate((model, tokenizer), ["sst2", "opener"], 1, [42], 3, folder=folder, settings=settings())
     b = evaluate(tmp_path, ["sst2", "opener"], 1, [42], 3, folder=folder, settings=settings(eval_batch_tokens=1))
     assert a.to_list() == b.to_list() and len(a) == 6 and set(a["shots"]) == {1}
-    with pytest.raises(UserError, match="No model could be loaded"): load_student(tmp_path/"nothing", settings())
+    with pytest.raises(UserError, match="No model could be loaded"): Student.from_pretrained(tmp_path/"nothing", settings())
 
 
 class Parrot:
@@ -289,3 +289,40 @@ def test_stage_needs_its_inputs(store):
 def test_budgets():
     s = settings(eval_max_new_tokens=99, eval_max_new_tokens_opener=111)
     assert [budget(TASKS[t], s) for t in ("imdb", "asqp_rest16", "opener")] == [8, 99, 111]
+
+
+# ---- awkward models and outputs
+
+def test_a_model_without_pad_token_and_chat_template_is_evaluated_as_one_with_them(folder, tokenizer):
+    import copy
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = None
+    assert bare.pad_token_id is None and not bare.chat_template
+    model = make_model("llama", len(tokenizer))
+    plain = copy.deepcopy(model)
+    plain.config.pad_token_id = plain.generation_config.pad_token_id = None
+    ask = lambda m, t, **more: evaluate((m, t), ["sst2", "atsa_rest16"], 2, [42], 5, folder=folder, settings=settings(**more)).to_list()
+    assert ask(plain, bare) == ask(model, tokenizer)
+    with pytest.raises(UserError, match="has no chat template. Set eval_chat_template = false"): ask(plain, bare, eval_chat_template=True)
+
+
+def test_a_context_too_short_for_the_shots_is_an_error_or_counted(folder, tokenizer):
+    model = make_model("llama", len(tokenizer))
+    longest = max(len(encode(tokenizer, [i.prompt])[0]) for i in build_items(folder, ["sst2"], shots=4, seeds=[42], limit=5))
+    tight = dict(eval_context=longest + budget(TASKS["sst2"], settings()) - 1)
+    with pytest.raises(UserError, match="shots_reduce = true"): evaluate((model, tokenizer), ["sst2"], 4, [42], 5, folder=folder, settings=settings(**tight))
+    rows = evaluate((model, tokenizer), ["sst2"], 4, [42], 5, folder=folder, settings=settings(shots_reduce=True, **tight)).to_list()
+    fewer = sum(r["shots"] < 4 for r in rows)
+    assert 0 < fewer <= 5 and min(r["shots"] for r in rows) == 3
+    table = summary(rows)[0]
+    assert (table["shots"], table["fewer_shots"], table["n_items"]) == ((4, fewer, 5) if fewer < 5 else (3, 0, 5))
+
+
+@pytest.mark.parametrize("said", ["x" * 100_000, "[" * 100_000, '[{"aspect_term": ' * 6_000, '[{"a": [' + "[" * 40_000 + "]" * 40_000 + "]}]", "\ud800"])
+def test_a_teachers_monstrous_answer_is_no_prediction(folder, tmp_path, said):
+    from compeffdist.teacher import Response
+    class Monster:
+        backend, model, revision, options, max_failure_rate = "monster", "monster", "1", {}, .5
+        def generate(self, requests, seeds): yield from (Response(r.id, said) for r in requests)
+    rows = evaluate(Monster(), ["sst2", "atsa_rest16"], 0, [42], 2, folder=folder, settings=settings(), record=ResponseRecord(tmp_path/"r.sqlite")).to_list()
+    assert [r["status"] for r in rows] == ["invalid"] * 2 + ["none"] * 2 and not any(r["n_pred"] or r["correct"] for r in rows)

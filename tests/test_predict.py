@@ -79,3 +79,48 @@ def test_refusals(analyzer, tmp_path):
     with pytest.raises(UserError, match="one target for each of the 3"): analyzer.classify("pstance", TEXTS, ["x"])
     with pytest.raises(UserError, match="Use .classify"): analyzer.extract("sst2", TEXTS)
     with pytest.raises(UserError, match="No model could be loaded"): SentimentAnalyzer.from_pretrained(tmp_path)
+
+# ---- giving a student away
+
+@pytest.fixture
+def run_folder(analyzer, tmp_path):
+    "The artifacts of a run as the stages write them, with one trained student."
+    from compeffdist.store import write_json, write_rows
+    student = tmp_path/"artifacts"/"student-llama-difficulty-10"
+    analyzer.model.save_pretrained(student); analyzer.tokenizer.save_pretrained(student)
+    write_json(student/"log.json", dict(profile="tiny", family="llama", system="difficulty-10", sample="sample-difficulty-10", counts=dict(rows_out=1177), steps=111, precision="fp32"))
+    stages = {student.name: dict(params=dict(train_epochs=1.5, train_lr=0.0015)), "sample-difficulty-10": dict(inputs=dict(corpus={}, difficulty={}), params=dict(method="soft", rate=0.1, a=1.0, by="instruction")),
+        "corpus": dict(params=dict(backend="vllm", model="teacher-70B", revision="abc")), "texts": dict(params=dict(texts_source="hub")), "base-llama": dict(params=dict(student_source="package"))}
+    for name, facts in stages.items():
+        (tmp_path/"artifacts"/name).mkdir(exist_ok=True)
+        write_json(tmp_path/"artifacts"/name/"stage.json", dict(stage=name) | facts)
+    (tmp_path/"artifacts"/"evaluation-llama-difficulty-10").mkdir()
+    write_rows(tmp_path/"artifacts"/"evaluation-llama-difficulty-10"/"scores.parquet", [dict(task="sst2", metric="macro_f1", seed=s, score=v, n_items=40, shots=4) for s, v in ((42, .5), (52, .7))])
+    return student
+
+def test_an_exported_student_loads_anywhere_and_its_card_tells_where_it_comes_from(run_folder, analyzer, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    out = predict.export_student(run_folder, tmp_path/"out")
+    model, tok = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), analyzer.model.state_dict().values())) and tok.get_vocab() == analyzer.tokenizer.get_vocab()
+    card = (out/"README.md").read_text()
+    for said in ("1,177 prompt-answer rows over user texts of source hub", "teacher-70B, revision abc, back end vllm", "soft sampling at rate 0.1, a = 1.0, by instruction", "111 steps, epochs 1.5, lr 0.0015, fp32", "Licence", "`make replicate PROFILE=tiny`", "| sst2"): assert said in card, said
+    assert "60" in card.split("| sst2")[1].splitlines()[0] and not (out/"stage.json").exists() and "stand-in" not in card
+    from huggingface_hub import ModelCard
+    assert ModelCard.load(out/"README.md").data.library_name == "transformers"
+
+def test_a_card_says_what_is_not_known_and_refuses_what_is_no_student(run_folder, tmp_path):
+    import shutil
+    alone = tmp_path/"alone"/"student"
+    shutil.copytree(run_folder, alone)
+    card = predict.model_card(alone)
+    assert card.count("not known") >= 4 and "Not evaluated" in card
+    (alone/"config.json").unlink()
+    with pytest.raises(UserError, match="no config.json"): predict.export_student(alone, tmp_path/"new")
+    with pytest.raises(UserError, match="not empty"): predict.export_student(run_folder, tmp_path/"alone")
+    assert not (tmp_path/"new").exists()
+
+def test_an_analyzer_is_the_evaluations_student(analyzer, tmp_path):
+    assert isinstance(analyzer, evaluate.Student) and analyzer.context == 1024
+    assert SentimentAnalyzer(analyzer.model, analyzer.tokenizer).settings == load_settings("tiny")

@@ -262,7 +262,16 @@ def test_macro_f1_equals_sklearn_over_the_full_label_set(task):
 def test_score_refuses_what_does_not_pair_up():
     with pytest.raises(UserError, match="do not pair up"): score("sst2", [GOOD], [])
     with pytest.raises(UserError, match="do not pair up"): score("sst2", [], [])
+    with pytest.raises(UserError, match="1 gold records and 3 outputs"): score("sst2", [GOOD], ["positive"] * 3)
+    with pytest.raises(UserError, match="3 gold records and 1 outputs"): score("atsa_rest16", [dict(sentence="a", aspects=[])] * 3, ["[]"])
     with pytest.raises(UserError, match="official, strict"): score("sst2", [GOOD], ["positive"], "lenient")
+
+
+@pytest.mark.parametrize("task, bad, says", [("sst2", dict(sentence="a", label="meh"), "label = 'meh' is not allowed. Allowed .any case.: negative, positive"), ("sst2", dict(sentence="a"), "no field 'label'"),
+    ("atsa_rest16", dict(sentence="The soup", aspects=[dict(ASPECT, polarity="mixed")]), r"aspects\[0\]: polarity = 'mixed'"), ("sst2", "positive", "not an object")])
+def test_gold_outside_the_set_is_named_by_its_index(task, bad, says):
+    good = GOOD if task == "sst2" else dict(sentence="The soup", aspects=[ASPECT])
+    with pytest.raises(UserError, match=f"gold record 2.*{says}"): score(task, [good, good, bad], ["[]"] * 3)
 
 
 # ---- real records

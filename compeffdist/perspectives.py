@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGED', 'METHODS', 'packaged_model', 'check_weights', 'embed', 'NotConverged', 'similarities', 'count_weights',
            'preference_of', 'net_similarity', 'memory_plan', 'check_memory', 'cluster_attributes',
-           'describe_perspectives', 'agreement', 'perspectives_stage']
+           'describe_perspectives', 'agreement', 'cluster_by', 'perspectives_stage']
 
 # %% ../nbs/05_perspectives.ipynb #ccbb9cd4
 import hashlib, warnings
@@ -257,7 +257,18 @@ def agreement(
         rows.append(dict(first=a, second=b, attributes=len(both), ari=float(adjusted_rand_score(x, y)), nmi=float(normalized_mutual_info_score(x, y))))
     return pd.DataFrame(rows, columns=["first", "second", "attributes", "ari", "nmi"])
 
-# %% ../nbs/05_perspectives.ipynb #1f77c222
+# %% ../nbs/05_perspectives.ipynb #0ff1ca25
+def cluster_by(
+    attributes: Any, # DataFrame (or Dataset, or rows) with attribute and count
+    settings: Settings, # embedding_… and cluster_…
+    seed: int|None = None, # instead of cluster_seed
+    vectors: "np.ndarray|None" = None, # embeddings of the names, instead of computing them
+) -> "pandas.DataFrame": # attribute, count, perspective, exemplar
+    "`cluster_attributes` with everything as the settings say."
+    s = settings
+    return cluster_attributes(attributes, s, vectors, s.cluster_damping, s.cluster_max_iter, s.cluster_preference_percentile, s.cluster_seed if seed is None else seed,
+        s.cluster_method, s.cluster_count, s.cluster_weighted, s.cluster_memory_gib)
+
 def perspectives_stage(
     settings: Settings, # embedding_… and cluster_…
     store: Store, # holds attributes
@@ -268,8 +279,7 @@ def perspectives_stage(
         rows = store.rows("attributes", "attributes.parquet")
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always", NotConverged)
-            table = cluster_attributes(rows, settings, damping=settings.cluster_damping, max_iter=settings.cluster_max_iter, preference_percentile=settings.cluster_preference_percentile, seed=settings.cluster_seed,
-                method=settings.cluster_method, n_clusters=settings.cluster_count, weighted=settings.cluster_weighted, memory_gib=settings.cluster_memory_gib)
+            table = cluster_by(rows, settings)
         late = [w for w in seen if w.category is NotConverged]
         for w in seen: warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
         write_rows(out/"perspectives.parquet", table)

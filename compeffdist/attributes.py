@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ENUMERATE_PROMPT', 'enumerate_prompt', 'split_items', 'find_fields', 'parse_item', 'parse_response',
-           'parse_attributes', 'normalise_name', 'count_attributes', 'mentions_of', 'attributes_stage']
+           'parse_attributes', 'normalise_name', 'count_attributes', 'mentions_of', 'collect_mentions',
+           'attributes_stage']
 
-# %% ../nbs/04_attributes.ipynb #ad46ea66
+# %% ../nbs/04_attributes.ipynb #97048063
 import re
 from collections import Counter, defaultdict
-from typing import Iterable
+from typing import Callable, Iterable, Sequence
 from .settings import Settings, UserError
 from .store import StageResult, Store, write_rows
 from .teacher import Request, ask, load_teacher, teacher_params
@@ -181,7 +182,19 @@ def mentions_of(
     lost = malformed + [("name empty after normalisation", n) for n, _, _ in triples if not normalise_name(n)]
     return rows, [dict(text_id=text_id, reason=r, item=i) for r, i in lost]
 
-# %% ../nbs/04_attributes.ipynb #1130ebd0
+# %% ../nbs/04_attributes.ipynb #5615c18a
+def collect_mentions(
+    ids: Sequence[str], # of the texts
+    texts: Sequence[str], # user texts
+    asker: Callable[[Sequence[Request]], Sequence], # requests -> responses, in order
+    settings: Settings, # max_words and enumerate_…
+) -> tuple[list[dict], list[dict]]: # rows of mentions.parquet, rows of malformed.parquet
+    "Ask about every text and read the answers (A1); texts without an answer add nothing, `asker` counts them."
+    requests = [Request(id=f"enumerate/{i}", prompt=enumerate_prompt(t, settings.max_words), temperature=settings.enumerate_temperature, max_tokens=settings.enumerate_max_tokens) for i, t in zip(ids, texts)]
+    parsed = [mentions_of(i, r.text) for i, r in zip(ids, asker(requests)) if r.text is not None]
+    return [row for found, _ in parsed for row in found], [row for _, lost in parsed for row in lost]
+
+# %% ../nbs/04_attributes.ipynb #a7506b81
 _MENTION = dict(text_id="string", raw_name="string", attribute="string", description="string", value="string")
 _MALFORMED = dict(text_id="string", reason="string", item="string")
 
@@ -197,17 +210,17 @@ def attributes_stage(
     "Ask the teacher about every text, parse, normalise, count (A1 and A2)."
     def build(out, work):
         texts = store.rows("texts", "texts.parquet")
-        requests = [Request(id=f"enumerate/{i}", prompt=enumerate_prompt(t, settings.max_words), temperature=settings.enumerate_temperature, max_tokens=settings.enumerate_max_tokens)
-                    for i, t in zip(texts["id"], texts["text"])]
-        responses = ask(load_teacher(settings), requests, store.record, settings.seed, stage="attributes", max_failure_rate=settings.teacher_max_failure_rate)
-        parsed = [mentions_of(i, r.text) for i, r in zip(texts["id"], responses) if r.text is not None]
-        mentions, malformed = ([row for pair in parsed for row in pair[k]] for k in (0, 1))
+        responses = []
+        def asker(requests):
+            responses.extend(ask(load_teacher(settings), requests, store.record, settings.seed, stage="attributes", max_failure_rate=settings.teacher_max_failure_rate))
+            return responses
+        mentions, malformed = collect_mentions(texts["id"], texts["text"], asker, settings)
         attributes = count_attributes(mentions, settings.attributes_min_count)
-        if not attributes: raise UserError(f"No attribute was seen more than {settings.attributes_min_count} times in {len(requests)} texts ({len(mentions)} mentions, {len(malformed)} malformed items). Lower attributes_min_count, use more texts, or look at the teacher's answers in {store.record.path}.")
+        if not attributes: raise UserError(f"No attribute was seen more than {settings.attributes_min_count} times in {len(texts)} texts ({len(mentions)} mentions, {len(malformed)} malformed items). Lower attributes_min_count, use more texts, or look at the teacher's answers in {store.record.path}.")
         write_rows(out/"mentions.parquet", _frame(mentions, _MENTION))
         write_rows(out/"attributes.parquet", attributes)
         write_rows(out/"malformed.parquet", _frame(malformed, _MALFORMED))
-        return dict(rows_in=len(requests), rows_out=len(attributes), mentions=len(mentions), names=len({m["attribute"] for m in mentions}), malformed=len(malformed), dead=sum(r.text is None for r in responses))
+        return dict(rows_in=len(texts), rows_out=len(attributes), mentions=len(mentions), names=len({m["attribute"] for m in mentions}), malformed=len(malformed), dead=sum(r.text is None for r in responses))
     keys = ("seed", "max_words", "enumerate_temperature", "enumerate_max_tokens", "attributes_min_count")
     params = teacher_params(settings) | {k: getattr(settings, k) for k in keys}
     return store.stage("attributes", build, inputs=["texts"], params=params, code=["attributes", "teacher"])

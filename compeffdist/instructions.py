@@ -7,16 +7,18 @@ __all__ = ['ANALYSIS_PROMPT', 'TASKS_PROMPT', 'DEFINE_PROMPT', 'DEMONSTRATE_PROM
            'Asker', 'Perspective', 'one_line', 'fill', 'blocks', 'repair_json', 'parse_json', 'TaskIdea',
            'Demonstration', 'Definition', 'read_list', 'compares_texts', 'task_type', 'read_definition',
            'demonstration_fault', 'ask_parsed', 'Builder', 'parse_prompts', 'group_perspectives', 'load_instructions',
-           'render_task', 'find_target', 'task_input', 'instructions_stage']
+           'render_task', 'find_target', 'task_input', 'InstructionSet', 'build_instructions', 'instructions_stage']
 
-# %% ../nbs/06_instructions.ipynb #deeef268
-import json, random, re
+# %% ../nbs/06_instructions.ipynb #4f09505c
+import contextlib, json, random, re, tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Callable, Mapping, Sequence
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
-from .attributes import split_items
+from .attributes import collect_mentions, count_attributes, split_items
+from .perspectives import cluster_by
 from .settings import Settings, UserError
-from .store import StageResult, Store, derive_seed, read_json, write_json, write_rows
+from .store import ResponseRecord, StageResult, Store, derive_seed, read_json, write_json, write_rows
 from .teacher import Request, ask, load_teacher, teacher_params
 
 # %% ../nbs/06_instructions.ipynb #207fa9b9
@@ -398,21 +400,46 @@ def _build(self: Builder, perspectives: Mapping[int, Sequence[Mapping]]) -> dict
 
 Builder.build = _build
 
-# %% ../nbs/06_instructions.ipynb #5eaeeaf0
+# %% ../nbs/06_instructions.ipynb #6c292abc
 _Task = create_model("Task", id=str, name=Text, type=str, description=Text, demonstrations=list[Demonstration])
 Perspective = create_model("Perspective", attribute=Text, attributes=list[str], analysis=list[str], tasks=list[_Task])
 
+_Released = create_model("Released", __config__=_LOOSE, name=(Text, Field(validation_alias=AliasChoices("task_name", "name"))), description=(Text, Field(validation_alias=AliasChoices("description", "task_description"))), demonstrations=list[Demonstration])
+
+def _is_released(value):
+    "Cluster id -> analysis, extraction, classification, …; none of our own keys."
+    return all(isinstance(v, dict) and "analysis" in v and not {"tasks", "attribute"} & set(v) for v in value.values())
+
+def _from_release(value, path):
+    "Our layout of the authors' released one."
+    out = {}
+    for p, entry in value.items():
+        tasks = []
+        for kind, rows in entry.items():
+            if kind in ("analysis", "attributes"): continue
+            if not isinstance(rows, list): raise UserError(f"{path}: {p}.{kind}: a list of tasks is needed, got {type(rows).__name__}. Remove the key, or give a list of objects with task_name, description, demonstrations.")
+            for n, row in enumerate(rows):
+                try: task = _Released.model_validate(row).model_dump()
+                except ValidationError as e: raise UserError(f"{path}: {p}.{kind}.{n}.{'.'.join(map(str, e.errors()[0]['loc']))}: {e.errors()[0]['msg']}. Correct the task, or remove it.") from None
+                tasks.append(dict(id=f"p{p:>03}-t{len(tasks)}", name=task["name"], type=task_type(kind, task["description"]), description=task["description"], demonstrations=task["demonstrations"]))
+        out[str(p)] = dict(attribute=next(iter(entry.get("attributes", ())), f"perspective {p}"), attributes=entry.get("attributes", []), analysis=entry["analysis"], tasks=tasks)
+    return out
+
 def load_instructions(
-    path: Path|str, # instructions.json, or the folder that holds it
+    path: Path|str, # instructions.json, or the folder that holds it, or a file in the layout of the authors' release
 ) -> dict[str, dict]: # perspective id -> attribute, attributes, analysis, tasks
     "Read a saved instruction set; raises `UserError` naming what is wrong and where."
     path = Path(path)/"instructions.json" if Path(path).is_dir() else Path(path)
     value = read_json(path)
     if not isinstance(value, dict) or not value: raise UserError(f"{path}: a JSON object from perspective ids to instructions is needed, not {type(value).__name__} of length {len(value) if hasattr(value, '__len__') else 0}. Build it with notebook 06_instructions.")
-    try: return {str(k): Perspective.model_validate(v).model_dump() for k, v in value.items()}
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}. Correct the file, or build it again with notebook 06_instructions.") from None
+    if _is_released(value): value = _from_release(value, path)
+    out = {}
+    for p, entry in value.items():
+        try: out[str(p)] = Perspective.model_validate(entry).model_dump()
+        except ValidationError as e:
+            first = e.errors()[0]
+            raise UserError(f"{path}: {'.'.join(map(str, (p, *first['loc'])))}: {first['msg']}. Correct the file, or build it again with notebook 06_instructions.") from None
+    return out
 
 # %% ../nbs/06_instructions.ipynb #d895c219
 def render_task(
@@ -445,6 +472,39 @@ def task_input(
     "The text, with ` Target: …` behind it if the task's description speaks of a `Target:`."
     text = one_line(text)
     return f"{text} Target: {find_target(text)}" if "Target:" in task["description"] and "Target:" not in text else text
+
+# %% ../nbs/06_instructions.ipynb #d44fa240
+@dataclass
+class InstructionSet:
+    "What `build_instructions` made."
+    instructions: dict[str, dict] # perspective id -> attribute, attributes, analysis, tasks
+    attributes: list[dict] # attribute, count, description, raw names
+    perspectives: Any # DataFrame: attribute, count, perspective, exemplar
+    dropped: list[dict] # perspective (-1: before there were any), step, reason, item
+
+def build_instructions(
+    texts: Sequence[str], # user texts
+    teacher: Any, # from `load_teacher`
+    settings: Settings, # enumerate_…, attributes_…, cluster_…, instructions_…, seed
+    folder: Path|str|None = None, # where answers are recorded and instructions.json is written; None: nothing is kept
+) -> InstructionSet: # instructions and how they came about
+    "Steps A1 to A6 on a list of texts; raises `UserError` when the texts or the teacher give too little."
+    texts = list(texts)
+    if bad := [t for t in texts if not isinstance(t, str) or not t.strip()]: raise UserError(f"Texts must be non-empty strings, got {bad[0]!r} ({type(bad[0]).__name__}) and {len(bad) - 1} more of that kind. Remove them.")
+    if len(texts) < 2: raise UserError(f"{len(texts)} texts are not enough: at least two are needed, some hundreds for attributes to be seen more than {settings.attributes_min_count} times.")
+    with contextlib.ExitStack() as stack:
+        home = Path(folder) if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        record = ResponseRecord(home/"responses.sqlite")
+        asker = lambda requests: ask(teacher, requests, record, settings.seed, stage="instructions", max_failure_rate=settings.teacher_max_failure_rate)
+        mentions, malformed = collect_mentions([str(i) for i in range(len(texts))], texts, asker, settings)
+        attributes = count_attributes(mentions, settings.attributes_min_count)
+        if not attributes: raise UserError(f"No attribute was seen more than {settings.attributes_min_count} times in {len(texts)} texts ({len(mentions)} mentions, {len(malformed)} malformed items). Lower attributes_min_count, or use more texts.")
+        perspectives = cluster_by(attributes, settings)
+        builder = Builder(asker, settings, texts)
+        value = builder.build(group_perspectives(perspectives.to_dict("records"), {a["attribute"]: a["description"] for a in attributes}))
+        if folder is not None: write_json(home/"instructions.json", value)
+    lost = [dict(perspective=-1, step="enumeration", reason=m["reason"], item=m["item"]) for m in malformed]
+    return InstructionSet(value, attributes, perspectives, lost + builder.dropped)
 
 # %% ../nbs/06_instructions.ipynb #5b610753
 _KEYS = "seed max_words instructions_top_attributes instructions_analysis_prompts instructions_max_tasks instructions_examples instructions_demo_calls construct_temperature construct_max_tokens".split()

@@ -79,7 +79,7 @@ class TeacherSettings(BaseModel):
     teacher_batch: Positive = 256
     teacher_extra_body: str = ""
 
-# %% ../nbs/00_settings.ipynb #f8edd1b0
+# %% ../nbs/00_settings.ipynb #e1660315
 class InstructionSettings(BaseModel):
     "Attributes, perspectives and instructions (PAPER section A)."
     enumerate_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -91,6 +91,10 @@ class InstructionSettings(BaseModel):
     cluster_max_iter: Positive = 1000
     cluster_preference_percentile: Annotated[float, Field(ge=0, le=100)] = 0.5
     cluster_seed: Count = 42
+    cluster_method: Literal["affinity", "kmeans", "agglomerative"] = "affinity"
+    cluster_count: OptionalCount = None
+    cluster_weighted: bool = False
+    cluster_memory_gib: Annotated[float, Field(gt=0)] = 16.0
     instructions_top_attributes: Positive = 5
     instructions_analysis_prompts: Positive = 5
     instructions_max_tasks: Positive = 8

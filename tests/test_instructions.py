@@ -178,3 +178,44 @@ def test_stage_on_the_embedded_teacher(tmp_path):
         assert 1 <= len(v["analysis"]) <= settings.instructions_analysis_prompts
         for t in v["tasks"]: assert t["type"] in I.TYPES and len(t["demonstrations"]) >= 4 and I.render_task(t, t["demonstrations"][:2]).count("\nOutput: ") == 2
     assert I.instructions_stage(settings, store).cached
+
+
+RELEASED = {"12": {"analysis": ["What does this text show?"], "extraction": [dict(task_name="Spans", description="Extract the words of praise as a JSON array.", demonstrations=[dict(input="So good!", output=["good"])])],
+    "classification": [dict(task_name="Mood", description="One of: good, bad.", demonstrations=[dict(input="x", output="good")]), dict(task_name="Cause", description="Name the cause.", demonstrations=[])], "scoring": []}}
+
+
+def test_the_releases_layout_is_read(tmp_path):
+    (tmp_path/"instructions.json").write_text(json.dumps(RELEASED))
+    value = I.load_instructions(tmp_path)
+    tasks = value["12"]["tasks"]
+    assert [(t["id"], t["name"], t["type"]) for t in tasks] == [("p012-t0", "Spans", "extraction"), ("p012-t1", "Mood", "closed classification"), ("p012-t2", "Cause", "closed classification")]
+    assert tasks[0]["demonstrations"] == [dict(input="So good!", output='["good"]')] and value["12"]["analysis"] == ["What does this text show?"] and value["12"]["attributes"] == []
+    (tmp_path/"ours.json").write_text(json.dumps(value))
+    assert I.load_instructions(tmp_path/"ours.json") == value  # what was read is a set like any other
+    assert I.render_task(tasks[1], tasks[1]["demonstrations"]).startswith("Mood\nOne of: good, bad.")
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(classification="none"), "12.classification: a list of tasks"), (dict(classification=[dict(task_name="A", demonstrations=[])]), "12.classification.0.description"),
+    (dict(extraction=[dict(task_name="A", description="d", demonstrations=[dict(input="x")])]), "12.extraction.0.demonstrations.0.output"), (dict(analysis="one"), "12.analysis")])
+def test_a_damaged_release_is_one_clear_error(tmp_path, change, message):
+    (tmp_path/"r.json").write_text(json.dumps({"12": RELEASED["12"] | change}))
+    with pytest.raises(UserError, match=message): I.load_instructions(tmp_path/"r.json")
+
+
+def test_instructions_from_texts_in_one_call(tmp_path):
+    from compeffdist import grammar
+    from compeffdist.teacher import load_teacher
+    s = small(attributes_min_count=6, instructions_max_tasks=2, instructions_demo_calls=1)
+    texts = [i.text for i in grammar.generate(30, "product", 3, "pretrain")]
+    made = I.build_instructions(texts, load_teacher(s), s, tmp_path)
+    assert I.load_instructions(tmp_path) == made.instructions
+    assert {a for v in made.instructions.values() for a in v["attributes"]} == {a["attribute"] for a in made.attributes} == set(made.perspectives.attribute)
+    assert all(d["reason"] and d["step"] for d in made.dropped) and {d["perspective"] for d in made.dropped if d["step"] == "enumeration"} <= {-1}
+    assert I.build_instructions(texts, load_teacher(s), s).instructions == made.instructions  # nothing kept, the same made
+    with pytest.raises(UserError, match="No attribute was seen more than 500 times in 30 texts"): I.build_instructions(texts, load_teacher(s), small(attributes_min_count=500))
+
+
+@pytest.mark.parametrize("texts, message", [([], "0 texts are not enough"), (["a"], "1 texts"), (["a", 3], "got 3"), (["a", "  "], "non-empty")])
+def test_bad_texts(texts, message):
+    with pytest.raises(UserError, match=message): I.build_instructions(texts, None, small())

@@ -17,7 +17,7 @@ ifneq ($(SENTIBENCH),)
 export COMPEFFDIST_SENTIBENCH := $(abspath $(SENTIBENCH))
 endif
 
-.PHONY: help setup replicate test lab sync bench lock clean
+.PHONY: help setup plan replicate test lab sync bench lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,9 @@ $(VENV)/.ready-$(LOCK): locks/$(LOCK).txt locks/uv.txt pyproject.toml
 
 replicate: setup ## run every numbered notebook in order into outputs/$(PROFILE)/
 	$(BIN)/python -m compeffdist.replicate --profile $(PROFILE) $(if $(RERUN),--rerun) --only $(ONLY)
+
+plan: setup ## what PROFILE will cost: requests, tokens, hours, memory, disk, money; runs nothing
+	@$(BIN)/python -m compeffdist.plan --profile $(PROFILE)
 
 test: setup ## notebooks clean and in sync with the package, then pytest
 	$(BIN)/python -m pytest tests

@@ -6,11 +6,11 @@
 __all__ = ['NOTE', 'notebooks', 'check_parameters', 'Progress', 'run_notebook', 'machine', 'git_commit', 'write_manifest',
            'run_key', 'remember', 'unchanged', 'replicate', 'main']
 
-# %% ../nbs/14_replicate.ipynb #f22200bf
+# %% ../nbs/14_replicate.ipynb #42801ca3
 import argparse, contextlib, json, logging, os, platform, resource, subprocess, sys, threading, time
 from pathlib import Path
 from typing import Any, Mapping, Sequence
-from .figures import write_index
+from .report import write_report
 from .settings import Settings, UserError, load_settings, project_root
 from .store import Store, content_hash, read_json, text_hash, write_json
 
@@ -149,12 +149,17 @@ def _expected(store):
     file = store.root/"manifest.json"
     return read_json(file)["notebooks"] if file.is_file() else {}
 
-# %% ../nbs/14_replicate.ipynb #fac37843
+# %% ../nbs/14_replicate.ipynb #53e1682c
 def _outside(settings):
     "Names, sizes and times of a benchmark folder's files: cheap, and enough to see that it was changed."
     folder = Path(settings.sentibench)
     if settings.sentibench == "embedded" or not folder.is_dir(): return []
     return [[p.relative_to(folder).as_posix(), (s := p.stat()).st_size, s.st_mtime_ns] for p in sorted(folder.rglob("*.json"))]
+
+def _reference():
+    "The published numbers, which a user may extend (notebook 13c)."
+    file = project_root()/"reference.csv"
+    return content_hash(file) if file.is_file() else ""
 
 def run_key(
     settings: Settings, # the active profile
@@ -163,7 +168,7 @@ def run_key(
     "Package, settings, versions and benchmark folder of a run."
     package = project_root()/"compeffdist"
     files = {p.relative_to(package).as_posix(): content_hash(p) for p in sorted(package.rglob("*")) if p.is_file() and "__pycache__" not in p.parts}
-    parts = dict(package=files, settings=settings.model_dump(mode="json"), parameters=dict(parameters), versions=machine()["versions"], benchmark=_outside(settings))
+    parts = dict(package=files, settings=settings.model_dump(mode="json"), parameters=dict(parameters), versions=machine()["versions"], benchmark=_outside(settings), reference=_reference())
     return {k: text_hash(json.dumps(v, sort_keys=True, default=str)) for k, v in parts.items()}
 
 def _products(store):
@@ -226,7 +231,7 @@ def replicate(
         if durations: write_manifest(store, {**(expected if only else {}), **durations}, built, kept, time.perf_counter() - begin)
     return _finish(store, time.perf_counter() - begin)
 
-# %% ../nbs/14_replicate.ipynb #7d597a60
+# %% ../nbs/14_replicate.ipynb #32af5d0f
 @contextlib.contextmanager
 def _kernel_noise(log):
     "Send what kernels print at their start to the log: they inherit file descriptor 2."
@@ -261,7 +266,7 @@ def _announced(i, path, chosen, expected, store, parameters, built, kept, truste
 
 def _finish(store, seconds):
     facts = dict(seed=store.settings.seed, seconds=round(sum(read_json(store.root/"manifest.json")["notebooks"].values())), cores=os.cpu_count(), commit=git_commit(project_root())[:10])
-    index = write_index(store, NOTE.get(store.settings.teacher_backend, "Numbers of this profile."), facts)
+    index = write_report(store, NOTE.get(store.settings.teacher_backend, "Numbers of this profile."), facts)
     print(f"Done in {seconds:.0f} s. Open {index}", flush=True)
     return index
 

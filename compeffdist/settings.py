@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Share', 'Positive', 'Count', 'Names', 'Numbers', 'Shares', 'OptionalCount', 'Family', 'Families', 'TaskType',
            'TaskTypes', 'UserError', 'project_root', 'TextSettings', 'TeacherSettings', 'InstructionSettings',
-           'SelectionSettings', 'StudentSettings', 'TrainingSettings', 'EvaluationSettings', 'FsaSettings', 'Settings',
-           'read_profile', 'load_settings']
+           'SelectionSettings', 'StudentSettings', 'TrainingSettings', 'EvaluationSettings', 'FsaSettings',
+           'PlanSettings', 'Settings', 'read_profile', 'load_settings']
 
 # %% ../nbs/00_settings.ipynb #8e02fce9
 import configparser, os
@@ -209,8 +209,29 @@ class FsaSettings(BaseModel):
     fsa_lr: Annotated[float, Field(gt=0)] = 3e-4
     fsa_seeds: Numbers = [42]
 
-# %% ../nbs/00_settings.ipynb #41a33d48
-class Settings(TextSettings, TeacherSettings, InstructionSettings, SelectionSettings, StudentSettings, TrainingSettings, EvaluationSettings, FsaSettings):
+# %% ../nbs/00_settings.ipynb #97a8c96e
+class PlanSettings(BaseModel):
+    "Assumptions of `make plan` (notebook 14a); no stage reads them."
+    plan_tokens_per_word: Annotated[float, Field(gt=0)] = 1.35
+    plan_text_words: Positive = 100
+    plan_instruction_words: Positive = 60
+    plan_perspectives: Positive = 180
+    plan_attribute_tokens: Positive = 450
+    plan_answer_tokens: Positive = 120
+    plan_devices: Positive = 1
+    plan_device_tflops: Annotated[float, Field(gt=0)] = 312.0
+    plan_share_train: Annotated[float, Field(gt=0, le=1)] = 0.35
+    plan_share_read: Annotated[float, Field(gt=0, le=1)] = 0.4
+    plan_share_write: Annotated[float, Field(gt=0, le=1)] = 0.1
+    plan_train_speed: Annotated[float, Field(gt=0)] = 3000.0
+    plan_read_speed: Annotated[float, Field(gt=0)] = 4000.0
+    plan_embedded_speed: Annotated[float, Field(gt=0)] = 350.0
+    plan_device_price: Annotated[float, Field(ge=0)] = 0.0
+    plan_price_in: Annotated[float, Field(ge=0)] = 0.0
+    plan_price_out: Annotated[float, Field(ge=0)] = 0.0
+
+# %% ../nbs/00_settings.ipynb #ea2b71ee
+class Settings(TextSettings, TeacherSettings, InstructionSettings, SelectionSettings, StudentSettings, TrainingSettings, EvaluationSettings, FsaSettings, PlanSettings):
     "All settings of one profile; frozen, so that no stage can change them behind another's back."
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
     profile: str = "tiny"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COUNTS', 'mean_sd', 'vectors', 'fold', 'resamples', 'interval', 'paired', 'mcnemar', 'detectable', 'by_task',
-           'compare', 'mean_interval']
+           'compare', 'mean_interval', 'mean_paired']
 
 # %% ../nbs/13_statistics.ipynb #a1573b43
 import math
@@ -88,7 +88,7 @@ def interval(
     low, high = np.quantile(drawn, [(1 - level)/2, (1 + level)/2])
     return dict(f1=float(fold(task, table.sum(0), rules).mean()), low=float(low), high=float(high))
 
-# %% ../nbs/13_statistics.ipynb #61664f67
+# %% ../nbs/13_statistics.ipynb #dca294df
 def paired(
     task: "str|Task", # a task or its name
     rows_a: Sequence[Mapping[str, Any]], # rows of system A
@@ -99,14 +99,22 @@ def paired(
     rules: str = "official", # official | strict
 ) -> dict[str, float]: # difference (A - B), low, high, p, detectable
     "Paired bootstrap of the difference in F1; raises `UserError` for systems that answered different items."
+    drawn, seen = _gaps(task, rows_a, rows_b, samples, seed, rules)
+    return _summary(drawn, seen, level)
+
+def _gaps(task, rows_a, rows_b, samples, seed, rules):
+    "Differences in F1 over joint resamples of the items, and the one that was seen."
     (a, items_a), (b, items_b) = vectors(task, rows_a), vectors(task, rows_b)
     if items_a != items_b or a.shape != b.shape: raise UserError(f"{get_task(task).name}: the two systems answered different items ({len(items_a)} x {a.shape[1]} and {len(items_b)} x {b.shape[1]}). Evaluate both with the same eval_limit, seed and eval_seeds.")
     both, k = np.concatenate([a, b], axis=-1), a.shape[-1]
     gap = lambda s: (fold(task, s[..., :k], rules) - fold(task, s[..., k:], rules)).mean(-1)
-    drawn, seen = np.concatenate([gap(s) for s in resamples(both, samples, seed)]), float(gap(both.sum(0)))
+    return np.concatenate([gap(s) for s in resamples(both, samples, seed)]), float(gap(both.sum(0)))
+
+def _summary(drawn, seen, level):
+    "Interval, p-value and smallest detectable difference of a resampled difference."
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
     low, high = np.quantile(drawn, [(1 - level)/2, (1 + level)/2])
-    return dict(difference=seen, low=float(low), high=float(high), p=float(min(1.0, 2*(tail + 1)/(samples + 1))), detectable=float(detectable(drawn.std(ddof=1))))
+    return dict(difference=seen, low=float(low), high=float(high), p=float(min(1.0, 2*(tail + 1)/(len(drawn) + 1))), detectable=float(detectable(drawn.std(ddof=1))))
 
 # %% ../nbs/13_statistics.ipynb #5b18bb81
 def mcnemar(
@@ -162,3 +170,18 @@ def mean_interval(
         seen.append(fold(t, table.sum(0), rules).mean())
     low, high = np.quantile(np.mean(drawn, axis=0), [(1 - level)/2, (1 + level)/2])
     return dict(f1=float(np.mean(seen)), low=float(low), high=float(high))
+
+# %% ../nbs/13_statistics.ipynb #fac68140
+def mean_paired(
+    rows_a: Iterable[Mapping[str, Any]], # rows of items.parquet of system A
+    rows_b: Iterable[Mapping[str, Any]], # of system B, the same tasks and items
+    samples: int = 10_000, # resamples
+    level: float = 0.95, # of the interval
+    seed: int = 42, # of the drawing
+    rules: str = "official", # official | strict
+) -> dict[str, float]: # difference (A - B), low, high, p, detectable
+    "Paired bootstrap of the difference in the mean score over tasks; raises `UserError` for systems that were asked different tasks."
+    a, b = by_task(rows_a), by_task(rows_b)
+    if list(a) != list(b) or not a: raise UserError(f"The two systems were asked different tasks ({', '.join(a) or 'none'}; {', '.join(b) or 'none'}). Evaluate both on the same tasks.")
+    parts = [_gaps(t, a[t], b[t], samples, seed + i, rules) for i, t in enumerate(a)]
+    return _summary(np.mean([d for d, _ in parts], axis=0), float(np.mean([s for _, s in parts])), level)

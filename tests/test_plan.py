@@ -1,0 +1,86 @@
+"The plan: counts from the settings, prices that are never invented, and planned tokens against what the committed runs really read."
+import json, math
+from pathlib import Path
+import pytest
+from compeffdist.evaluate import pick_items
+from compeffdist.plan import actual, describe, hours, main, memory, money, parameters, plan, smallest_effect, student_lines, teacher_lines, test_items as items_of, totals
+from compeffdist.settings import UserError, load_settings, project_root
+from compeffdist.stats import paired
+
+ROOT, PROFILES = project_root(Path(__file__)), ["tiny", "mini", "gpu", "paper"]
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_has_a_plan(profile):
+    s = load_settings(profile)
+    table = plan(s)
+    assert (table.hours >= 0).all() and table.stage.is_unique and (table[table.who == "teacher"].tokens_out <= table[table.who == "teacher"].tokens_out_most).all()
+    assert set(s.families) <= set(table.who) and table.stage.iloc[0] == "attributes" and describe(s).startswith(f"Plan of profile {profile}")
+
+def test_requests_follow_the_settings():
+    s = load_settings("paper")
+    n = {l["stage"]: l["requests"] for l in teacher_lines(s)}
+    assert (n["attributes"], n["corpus"]) == (20000, 50000) and n["instructions: demonstrations"] == 180*8*16 and n["evaluation: teacher"] == 3*(1000*3 + 1821 + 784 + 1421 + 2157 + 396 + 676*2 + 544 + 499)
+    assert "corpus: knowdist" in n and "corpus: knowdist" not in {l["stage"] for l in teacher_lines(load_settings("paper", lineage=False))}
+
+@pytest.mark.parametrize("profile, limit, want", [("tiny", None, 40*12), ("tiny", 0, 100*12), ("mini", None, 200*12), ("paper", 500, 10*500 + 396 + 499)])
+def test_items_are_what_an_evaluation_asks(profile, limit, want):
+    s = load_settings(profile, eval_limit=limit)
+    assert sum(items_of(s).values()) == want == sum(len(pick_items(n, s.eval_limit, 1, t)) for t, n in items_of(load_settings(profile, eval_limit=0)).items())
+
+def test_training_tokens_are_epochs_of_each_systems_share():
+    one, two = load_settings("paper", train_epochs=1, families="qwen3"), load_settings("paper", train_epochs=2, families="qwen3")
+    tokens = lambda s: next(l["tokens_in"] for l in student_lines(s) if l["stage"] == "training: qwen3")
+    assert tokens(two) == pytest.approx(2*tokens(one), rel=1e-6)
+    more = load_settings("paper", train_epochs=1, families="qwen3", curve_rates="0.1, 1.0", lineage=False)
+    assert tokens(more)/tokens(load_settings("paper", train_epochs=1, families="llama, qwen3", curve_rates="0.1, 1.0", lineage=False)) == pytest.approx(1.2) # the second family trains on everything only
+
+@pytest.mark.parametrize("profile", ["tiny", "mini"])
+def test_planned_tokens_are_near_what_the_committed_run_read(profile):
+    manifest = json.loads((ROOT/f"outputs/{profile}/manifest.json").read_text(encoding="utf-8"))
+    s, stages = load_settings(profile), manifest["stages"]
+    got = stages["student-llama-distilled"]["counts"]["tokens"]
+    row = next(l["tokens_in"] for l in student_lines(s) if l["stage"] == "difficulty")
+    assert 2/3 < row/got < 3/2
+    table = actual(s, manifest)
+    assert {"attributes", "corpus", "training: llama", "evaluation: llama"} <= set(table.stage) and table.ratio.between(1/20, 20).all()
+
+def test_a_price_that_is_not_set_is_not_zero():
+    s = load_settings("paper")
+    assert totals(plan(s), s)["money"] is None and "unknown: set plan_device_price" in describe(s)
+    priced = load_settings("paper", plan_device_price=2.0)
+    t = totals(plan(priced), priced)
+    assert t["money"] == pytest.approx(2*t["hours"])
+
+def test_an_api_costs_tokens_and_no_hours():
+    line = dict(stage="corpus", who="teacher", requests=10, tokens_in=2_000_000, tokens_out=1_000_000)
+    s = load_settings("gpu", teacher_backend="openai", plan_price_in=0.5, plan_price_out=1.5)
+    assert hours(line, s) == 0 and money(line, s) == 2.5 and memory(line, s) is None
+    assert money(line, load_settings("gpu", teacher_backend="openai", plan_price_in=0.5)) is None
+
+def test_hours_of_a_gpu_are_operations_over_speed():
+    s = load_settings("paper", plan_device_tflops=100, plan_share_train=0.5)
+    assert hours(dict(stage="training: llama", who="llama", tokens_in=10**9), s) == pytest.approx(6*3e9*1e9/(0.5*100e12)/3600)
+    assert memory(dict(stage="training: llama", who="llama"), s) == 48 and memory(dict(stage="training: llama", who="llama"), load_settings("paper", train_lora_r=8)) == 6
+
+@pytest.mark.parametrize("name, size", [("Qwen/Qwen3-0.6B", 0.6e9), ("google/gemma-3-4b-it", 4e9), ("a/pythia-160m", 160e6), ("meta-llama/Llama-3.2-3B-Instruct", 3e9), ("gpt-4o", None), ("x/bert-base", None)])
+def test_sizes_are_read_from_names(name, size): assert parameters(name) == size
+
+def test_a_model_whose_name_hides_its_size_is_refused(capsys, monkeypatch):
+    monkeypatch.setenv("COMPEFFDIST_TEACHER_MODEL", "x/secret")
+    assert main(["--profile", "paper"]) == 2 and "'x/secret'" in capsys.readouterr().err
+
+def test_planning_leaves_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COMPEFFDIST_OUTPUTS", str(tmp_path/"new"))
+    assert main(["--profile", "paper"]) == 0 and not (tmp_path/"new").exists() and "GPU hours" in capsys.readouterr().out
+
+def test_the_smallest_effect_is_that_of_the_paired_test():
+    import numpy as np
+    rng, n, got = np.random.default_rng(0), 1000, []
+    labels = np.array(["negative", "positive"])
+    for k in range(5):
+        truth, other = rng.integers(0, 2, n), rng.random(n)
+        a = np.where(other < .15, 1 - truth, truth); b = np.where(other > .85, 1 - truth, truth) # each alone wrong on 15 %: they disagree on 30 %
+        rows = lambda said: [dict(item=i, seed=42, gold=labels[t], parsed=labels[s]) for i, (t, s) in enumerate(zip(truth, said))]
+        got.append(paired("sst2", rows(a), rows(b), 2000)["detectable"])
+    assert np.mean(got) == pytest.approx(smallest_effect(dict(sst2=n))[0], rel=.1)
+    assert smallest_effect({t: 100 for t in "abcd"})[1] == pytest.approx(smallest_effect(dict(a=100))[0]/2)

@@ -7,7 +7,7 @@ __all__ = ['NEAR', 'LEVEL', 'CLAIMS', 'HOLDS', 'FAILS', 'OPEN', 'ABSENT', 'PAPER
            'decide', 'most', 'short_of_paper', 'stored_answers', 'ledger', 'systems_named', 'check_table',
            'check_prose', 'unbacked', 'committed_tables']
 
-# %% ../nbs/13b_claims.ipynb #0478e7b2
+# %% ../nbs/13b_claims.ipynb #c26e2f35
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 from .sentibench import TASKS
 from .settings import Settings, load_settings
-from .stats import compare, mean_paired
+from .stats import compare, mean_gap, mean_paired
 from .store import Store
 from .systems import System, systems
 
-# %% ../nbs/13b_claims.ipynb #25d63766
+# %% ../nbs/13b_claims.ipynb #23bcd2ba
 NEAR, LEVEL = 0.05, 0.02  # margins in F1: per task, and for the mean over tasks
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Claim:
     id: str
     source: str     # which abstract, or "implied": what an abstract's claim presupposes
     statement: str  # in our words
-    kind: str       # most tasks | not worse | better | coverage | not built
+    kind: str       # most tasks | not worse | better | coverage | pre-training | zero-shot
     a: str = ""
     b: str = ""
     margin: float = 0.0
@@ -40,9 +40,11 @@ class Claim:
         return {"most tasks": f"{self.a} − {self.b} per task: the 95 % interval stays above −{points} on more than half of the tasks",
             "not worse": f"{self.a} − {self.b}, mean over the tasks: the 95 % interval stays above −{points}",
             "better": f"{self.a} − {self.b}, mean over the tasks: the 95 % interval lies above 0",
-            "coverage": "every system has a score for 12 tasks in 3 groups", "not built": "none: the system is not built here"}[self.kind]
+            "coverage": "every system has a score for 12 tasks in 3 groups",
+            "pre-training": "pre-trained − plain start, mean F1 over the fine-tuning sets' test splits: the 95 % interval lies above 0",
+            "zero-shot": "pre-trained − plain start, mean F1 over two-class tasks, no label seen: the 95 % interval lies above 0"}[self.kind]
 
-# %% ../nbs/13b_claims.ipynb #c90b0224
+# %% ../nbs/13b_claims.ipynb #4058c0fe
 _COMP, _TARGET, _FSA = "CompEffDist (2510.24425)", "Targeted Distillation (2503.03225)", "FSA-Distillation (2412.18552)"
 
 CLAIMS = [
@@ -55,8 +57,8 @@ CLAIMS = [
     Claim("two-stage", _TARGET, "Two-stage distillation makes a small model better at sentiment analysis.", "better", "two-stage", "base"),
     Claim("both stages", _TARGET, "Knowledge alone is not enough: teaching to follow prompts adds to it.", "better", "two-stage", "knowdist"),
     Claim("benchmark", _TARGET, "SentiBench covers basic, multifaceted and fine-grained sentiment analysis.", "coverage"),
-    Claim("understanding", _FSA, "Pre-training a 220 M seq2seq model on analyses and rewrites adds 6.00 F1 on fine-grained tasks.", "not built"),
-    Claim("zero-shot", _FSA, "That model classifies sentiment well without task data.", "not built"),
+    Claim("understanding", _FSA, "Pre-training a 220 M seq2seq model on analyses and rewrites adds 6.00 F1 on fine-grained tasks.", "pre-training"),
+    Claim("zero-shot", _FSA, "That model classifies sentiment well without task data.", "zero-shot"),
 ]
 
 # %% ../nbs/13b_claims.ipynb #215fd15f
@@ -116,7 +118,7 @@ def _measured(claim, rows_a, rows_b, settings):
     words = [decide(r["low"], r["high"], bound) for r in compare(rows_a, rows_b, n, rules=rules)]
     return gap | dict(here=most(words), tasks=len(words), tasks_held=words.count(HOLDS), tasks_failed=words.count(FAILS))
 
-# %% ../nbs/13b_claims.ipynb #7cc9cedd
+# %% ../nbs/13b_claims.ipynb #b1365e4e
 def _coverage(settings, store):
     "Do all systems that were evaluated have all twelve tasks?"
     found = [stored_answers(store, s) for s in systems(settings)]
@@ -125,9 +127,25 @@ def _coverage(settings, store):
     groups = {TASKS[t].group for t in set.intersection(*found)}
     return dict(here=HOLDS if all(f == set(TASKS) for f in found) and len(groups) == 3 else FAILS, tasks=min(map(len, found)))
 
+# %% ../nbs/13b_claims.ipynb #b1850c84
+def _seq2seq(claim, settings, store):
+    "FSA-Distillation's student (notebook 12a): its pre-trained start against its plain one."
+    fine = claim.kind == "pre-training"
+    stages = [[f"fsa-{n.replace('/', '-')}-{start}" for start in ("pretrained", "plain")] for n in settings.fsa_sets] if fine else [["fsa-zero-shot"]]
+    row = dict(a="t5 pre-trained", b="t5 plain")
+    if settings.fsa == "none" or not all(store.has(x) for group in stages for x in group): return row | dict(here=ABSENT, missing="not run in this profile: FSA-Distillation")
+    parts = []
+    for group in stages:
+        items = [r for stage in group for r in store.rows(stage, "items.parquet").to_list() if not fine or r["split"] == "test"]
+        for task in dict.fromkeys(r["task"] for r in items):
+            a, b = ([r for r in items if r["task"] == task and r["system"] == start] for start in ("pretrained", "plain"))
+            parts.append((TASKS["atsa_rest16"] if fine else task, a, b)) # all FSA sets have its metric: micro F1 over pooled counts
+    gap = mean_gap(parts, settings.bootstrap_samples, rules=settings.eval_rules)
+    return row | gap | dict(here=decide(gap["low"], gap["high"], 0.0))
+
+# %% ../nbs/13b_claims.ipynb #d3cb0997
 def _verdict(claim, row, short):
     "The word about the paper."
-    if claim.kind == "not built": return "not testable", "the seq2seq student and its benchmark are not built here"
     if row["here"] == ABSENT: return "not testable", row["missing"]
     if claim.kind == "coverage" and "benchmark" not in short: return ("replicated" if row["here"] == HOLDS else "not replicated"), "a property of the benchmark, not of a model"
     if short: return "not testable at this scale", short
@@ -139,9 +157,11 @@ def _row(claim, settings, store, family):
     absent = [n for n, rows in zip(names, sides) if rows is None]
     row = dict(a=names[0], b=names[1])
     if claim.kind == "coverage": row |= _coverage(settings, store)
-    elif claim.kind == "not built" or absent: row |= dict(here=ABSENT, missing=f"not run in this profile: {', '.join(absent)}")
+    elif claim.kind in ("pre-training", "zero-shot"): row |= _seq2seq(claim, settings, store)
+    elif absent: row |= dict(here=ABSENT, missing=f"not run in this profile: {', '.join(absent)}")
     else: row |= _measured(claim, *sides, settings)
-    verdict, why = _verdict(claim, row, short_of_paper(settings, family))
+    short = short_of_paper(settings, family) or ("the paper's teacher is Mixtral-8x7B" if claim.source == _FSA else "")
+    verdict, why = _verdict(claim, row, short)
     return dict(claim=claim.id, source=claim.source, statement=claim.statement, test=claim.test, margin=claim.margin, profile=settings.profile, family=family if claim.a else "") | row | dict(verdict=verdict, why=why)
 
 # %% ../nbs/13b_claims.ipynb #af047044

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FSA_SETS', 'FSA_SPLITS', 'FSA_POLARITIES', 'FSA_PROMPTS', 'NEWLINE', 'read_fsa', 'fsa_pairs', 'render_linear',
-           'parse_linear', 'score_fsa', 'is_implicit', 'is_mixed', 'embedded_fsa', 'polarity_of', 'parse_analysis',
-           'render_analysis', 'usable_response', 'read_responses', 'new_t5', 'load_t5', 'encode_texts', 'train_t5',
-           'write_outputs', 'zero_shot', 'fsa_data_stage', 'fsa_corpus_stage', 'fsa_pretrain_stage',
-           'fsa_student_stage', 'fsa_zero_shot_stage', 'fsa_stages']
+           'parse_linear', 'judge_fsa', 'score_fsa', 'is_implicit', 'is_mixed', 'embedded_fsa', 'polarity_of',
+           'parse_analysis', 'render_analysis', 'usable_response', 'read_responses', 'new_t5', 'load_t5',
+           'encode_texts', 'train_t5', 'write_outputs', 'zero_shot', 'fsa_data_stage', 'fsa_corpus_stage',
+           'fsa_pretrain_stage', 'fsa_student_stage', 'fsa_zero_shot_stage', 'fsa_stages']
 
 # %% ../nbs/12a_fsa.ipynb #d3d4f616
 import json, re
@@ -87,7 +87,20 @@ def parse_linear(
         else: unread += 1
     return pairs, unread
 
-# %% ../nbs/12a_fsa.ipynb #0ce93270
+# %% ../nbs/12a_fsa.ipynb #2f6026b1
+def judge_fsa(
+    name: str, # one of FSA_SETS
+    record: Mapping, # gold, as `read_fsa` gives it
+    output: "str|None", # what a model wrote
+    rules: str = "official", # official | strict
+) -> dict: # n_pred, pred_hits, n_gold, gold_hits, unread
+    "Count the pairs of one output."
+    sentence = record["sentence"] if name.startswith("atsa") else None
+    gold = parse_linear(render_linear(fsa_pairs(name, record)), sentence)[0]
+    pairs, unread = parse_linear((output or "")[:65_536], sentence)
+    if rules == "strict": gold, pairs = list(dict.fromkeys(gold)), list(dict.fromkeys(pairs)) + [None] * unread
+    return dict(_counts(pairs, gold), unread=unread)
+
 def score_fsa(
     name: str, # one of FSA_SETS
     records: Sequence[Mapping], # gold, as `read_fsa` gives it
@@ -97,14 +110,8 @@ def score_fsa(
     "Micro F1 of linear forms; raises `UserError` for unknown rules and lists that do not pair up."
     if rules not in ("official", "strict"): raise UserError(f"Unknown scoring rules {rules!r}. Allowed: official, strict.")
     if len(records) != len(outputs) or not len(outputs): raise UserError(f"{len(records)} gold records and {len(outputs)} outputs do not pair up. Pass one output for each record (None for a missing one), and at least one.")
-    judged, lost = [], 0
-    for record, output in zip(records, outputs):
-        sentence = record["sentence"] if name.startswith("atsa") else None
-        gold = parse_linear(render_linear(fsa_pairs(name, record)), sentence)[0]
-        pairs, unread = parse_linear((output or "")[:65_536], sentence)
-        if rules == "strict": gold, pairs = list(dict.fromkeys(gold)), list(dict.fromkeys(pairs)) + [None] * unread
-        judged.append(_counts(pairs, gold)); lost += unread
-    return pool(judged, empty=float(rules == "official")) | dict(n_items=len(judged), unread=lost)
+    judged = [judge_fsa(name, *pair, rules) for pair in zip(records, outputs)]
+    return pool(judged, empty=float(rules == "official")) | dict(n_items=len(judged), unread=sum(j["unread"] for j in judged))
 
 def is_implicit(record: Mapping) -> bool: return any(not a.get("opinion_words") for a in record["aspects"]) # a record of a test split
 def is_mixed(record: Mapping) -> bool: return len({a["polarity"] for a in record["aspects"]}) > 1
@@ -392,7 +399,7 @@ def fsa_pretrain_stage(
     keys = ("fsa_pretrain_epochs", "fsa_pretrain_batch", "fsa_pretrain_lr", *_T5_KEYS)
     return store.stage("fsa-pretrained", build, inputs=["fsa-corpus", "fsa-data"], params={k: getattr(s, k) for k in keys}, code=["fsa"])
 
-# %% ../nbs/12a_fsa.ipynb #64248f06
+# %% ../nbs/12a_fsa.ipynb #1b2a7ce3
 def fsa_student_stage(
     settings: Settings, # fsa_… decide
     store: Store, # holds benchmark and pre-trained student
@@ -410,7 +417,7 @@ def fsa_student_stage(
             part = [(split, i, r) for split in ("test", "hard_test") for i, r in enumerate(read(split)[:s.eval_limit or None])]
             made = [(*p, o) for p, o in zip(part, write_outputs(model, tok, [r["sentence"] for _, _, r in part], s))]
             who = dict(family="t5", system=start, task=name, seed=seed)
-            items += [who | dict(split=split, item=i, output=o, gold=render_linear(fsa_pairs(name, r))) for split, i, r, o in made]
+            items += [who | dict(split=split, item=i, output=o, gold=render_linear(fsa_pairs(name, r)), **judge_fsa(name, r, o, s.eval_rules)) for split, i, r, o in made]
             subsets = dict(test=lambda split, r: split == "test", hard_test=lambda split, r: split == "hard_test", implicit=lambda split, r: is_implicit(r), mixed=lambda split, r: is_mixed(r))
             for subset, wanted in subsets.items():
                 if chosen := [(r, o) for split, _, r, o in made if wanted(split, r)]: scores.append(who | dict(subset=subset, metric="micro_f1", **score_fsa(name, *zip(*chosen), s.eval_rules)))
@@ -419,23 +426,25 @@ def fsa_student_stage(
     keys = ("fsa_train_limit", "fsa_epochs", "fsa_batch", "fsa_lr", "fsa_seeds", "eval_limit", "eval_rules", *_T5_KEYS)
     return store.stage(f"fsa-{name.replace('/', '-')}-{start}", build, inputs=["fsa-data", "fsa-pretrained"], params={k: getattr(s, k) for k in keys}, code=["fsa"])
 
-# %% ../nbs/12a_fsa.ipynb #f332924e
+# %% ../nbs/12a_fsa.ipynb #daf0d266
 def fsa_zero_shot_stage(
     settings: Settings, # eval_limit
     store: Store, # holds SentiBench and the pre-trained student
     tasks: Sequence[str] = ("yelp2", "sst2"), # SentiBench tasks of two classes
-) -> StageResult: # scores.parquet
+) -> StageResult: # items.parquet, scores.parquet
     "Sentiment classification by the pre-trained student and by its plain start, no label seen."
     s = settings
     def build(out, work):
-        scores = []
+        items, scores = [], []
         for start in ("plain", "pretrained"):
             model, tok = load_t5(store.path("fsa-pretrained", start))
             for task in tasks:
                 records = read_split(store.path("benchmark", "benchmark"), task, "test")[:s.eval_limit or None]
                 answers = zero_shot(model, tok, [r["sentence"] for r in records], s, TASKS[task].labels)
-                scores.append(dict(family="t5", system=start, task=task, metric="macro_f1", n_items=len(records)) | macro(list(zip(answers, [r["label"].lower() for r in records])), TASKS[task].labels))
-        write_rows(out/"scores.parquet", scores)
+                pairs, who = list(zip(answers, [r["label"].lower() for r in records])), dict(family="t5", system=start, task=task)
+                scores.append(who | dict(metric="macro_f1", n_items=len(records)) | macro(pairs, TASKS[task].labels))
+                items += [who | dict(seed=s.seed, item=i, parsed=said, gold=gold) for i, (said, gold) in enumerate(pairs)]
+        write_rows(out/"items.parquet", items); write_rows(out/"scores.parquet", scores)
         return dict(rows_out=len(scores))
     return store.stage("fsa-zero-shot", build, inputs=["fsa-pretrained", "benchmark"], params=dict(tasks=tasks, eval_limit=s.eval_limit, input_tokens=s.fsa_input_tokens), code=["fsa"])
 

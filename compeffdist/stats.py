@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COUNTS', 'mean_sd', 'vectors', 'fold', 'resamples', 'interval', 'paired', 'mcnemar', 'detectable', 'by_task',
-           'compare', 'mean_interval', 'mean_paired']
+           'compare', 'mean_interval', 'mean_gap', 'mean_paired']
 
 # %% ../nbs/13_statistics.ipynb #a1573b43
 import math
@@ -171,7 +171,18 @@ def mean_interval(
     low, high = np.quantile(np.mean(drawn, axis=0), [(1 - level)/2, (1 + level)/2])
     return dict(f1=float(np.mean(seen)), low=float(low), high=float(high))
 
-# %% ../nbs/13_statistics.ipynb #fac68140
+# %% ../nbs/13_statistics.ipynb #7d0b3a67
+def mean_gap(
+    parts: Iterable[tuple["str|Task", Sequence[Mapping], Sequence[Mapping]]], # task, rows of system A, rows of system B
+    samples: int = 10_000, # resamples
+    level: float = 0.95, # of the interval
+    seed: int = 42, # of the drawing
+    rules: str = "official", # official | strict
+) -> dict[str, float]: # difference (A - B), low, high, p, detectable
+    "Paired bootstrap of the mean over tasks of a difference in score; items are drawn task by task."
+    gaps = [_gaps(t, a, b, samples, seed + i, rules) for i, (t, a, b) in enumerate(parts)]
+    return _summary(np.mean([d for d, _ in gaps], axis=0), float(np.mean([s for _, s in gaps])), level)
+
 def mean_paired(
     rows_a: Iterable[Mapping[str, Any]], # rows of items.parquet of system A
     rows_b: Iterable[Mapping[str, Any]], # of system B, the same tasks and items
@@ -183,5 +194,4 @@ def mean_paired(
     "Paired bootstrap of the difference in the mean score over tasks; raises `UserError` for systems that were asked different tasks."
     a, b = by_task(rows_a), by_task(rows_b)
     if list(a) != list(b) or not a: raise UserError(f"The two systems were asked different tasks ({', '.join(a) or 'none'}; {', '.join(b) or 'none'}). Evaluate both on the same tasks.")
-    parts = [_gaps(t, a[t], b[t], samples, seed + i, rules) for i, t in enumerate(a)]
-    return _summary(np.mean([d for d, _ in parts], axis=0), float(np.mean([s for _, s in parts])), level)
+    return mean_gap([(t, a[t], b[t]) for t in a], samples, level, seed, rules)

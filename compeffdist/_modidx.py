@@ -699,6 +699,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'compeffdist.report._run': ('report.html#_run', 'compeffdist/report.py'),
                                     'compeffdist.report._tables': ('report.html#_tables', 'compeffdist/report.py'),
                                     'compeffdist.report.write_report': ('report.html#write_report', 'compeffdist/report.py')},
+            'compeffdist.runs': { 'compeffdist.runs.record_runs': ('runs.html#record_runs', 'compeffdist/runs.py'),
+                                  'compeffdist.runs.run_row': ('runs.html#run_row', 'compeffdist/runs.py')},
             'compeffdist.sampling': { 'compeffdist.sampling._choose': ('sampling.html#_choose', 'compeffdist/sampling.py'),
                                       'compeffdist.sampling._column': ('sampling.html#_column', 'compeffdist/sampling.py'),
                                       'compeffdist.sampling._decide': ('sampling.html#_decide', 'compeffdist/sampling.py'),

@@ -13,6 +13,11 @@ TORCH_FROM := $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--extra-index-url ht
 endif
 # Two profiles can be run on other data without editing settings.ini.
 export COMPEFFDIST_ROOT := $(CURDIR)
+# MATRIX=full adds what a small machine needs a night for: the lineage's systems, and the whole curve of rates.
+ifeq ($(MATRIX),full)
+export COMPEFFDIST_LINEAGE := true
+export COMPEFFDIST_CURVE_RATES := 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0
+endif
 ifneq ($(SENTIBENCH),)
 export COMPEFFDIST_SENTIBENCH := $(abspath $(SENTIBENCH))
 endif
@@ -21,7 +26,7 @@ endif
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
-	@echo "  variables: PROFILE=tiny|mini|gpu|paper  SENTIBENCH=<folder>  ONLY='08 20'  LOCK=cpu|cuda  RERUN=1"
+	@echo "  variables: PROFILE=tiny|mini|gpu|paper  SENTIBENCH=<folder>  ONLY='08 20'  LOCK=cpu|cuda  RERUN=1  MATRIX=full"
 
 setup: $(VENV)/.ready-$(LOCK) ## .venv with every package at its locked version and hash
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ANALYSIS_PROMPT', 'TASKS_PROMPT', 'DEFINE_PROMPT', 'DEMONSTRATE_PROMPT', 'Text', 'Output', 'TYPES', 'MIN_EXAMPLES',
-           'Asker', 'Perspective', 'one_line', 'fill', 'blocks', 'repair_json', 'parse_json', 'TaskIdea',
+           'SCHEMAS', 'Asker', 'Perspective', 'one_line', 'fill', 'blocks', 'repair_json', 'parse_json', 'TaskIdea',
            'Demonstration', 'Definition', 'read_list', 'compares_texts', 'task_type', 'read_definition',
            'demonstration_fault', 'ask_parsed', 'Builder', 'parse_prompts', 'group_perspectives', 'load_instructions',
            'render_task', 'find_target', 'task_input', 'InstructionSet', 'build_instructions', 'instructions_stage']
@@ -238,6 +238,15 @@ def demonstration_fault(
         if row["output"].lower() not in known and not re.search(rf"(?<!\w){re.escape(row['output'].lower())}(?!\w)", task["description"].lower()): return "output is not a label of the task"
     return ""
 
+# %% ../nbs/06_instructions.ipynb #86c1ea84
+def _object(**fields): return dict(type="object", properties=fields, required=list(fields), additionalProperties=False)
+def _texts(*names): return {n: dict(type="string") for n in names}
+_EXAMPLES = dict(type="array", items=_object(**_texts("input", "output")))
+SCHEMAS = {k: json.dumps(v) for k, v in dict( # what is asked for -> JSON schema, as text
+    tasks=_object(tasks=dict(type="array", items=_object(**_texts("task_name", "task_description")))),
+    definition=_object(**_texts("name"), type=dict(enum=list(TYPES)), **_texts("description"), examples=_EXAMPLES),
+    examples=_object(examples=_EXAMPLES)).items()}
+
 # %% ../nbs/06_instructions.ipynb #fc56a70e
 Asker = Callable[[Sequence[Request]], Sequence]
 
@@ -258,7 +267,7 @@ def ask_parsed(
         todo = [r for r in todo if r.id in reasons]
     return values, reasons
 
-# %% ../nbs/06_instructions.ipynb #60c2d861
+# %% ../nbs/06_instructions.ipynb #79f528e5
 class Builder:
     "Builds the instructions of all perspectives, step by step, and lists what it drops."
     def __init__(
@@ -272,9 +281,9 @@ class Builder:
     def drop(self, perspective, step, reason, item=""):
         self.dropped.append(dict(perspective=int(perspective), step=step, reason=reason, item=str(item)[:200]))
 
-    def request(self, id, template, **values):
+    def request(self, id, template, schema=None, **values):
         s = self.settings
-        return Request(id=id, prompt=fill(template, **values), temperature=s.construct_temperature, max_tokens=s.construct_max_tokens)
+        return Request(id=id, prompt=fill(template, **values), temperature=s.construct_temperature, max_tokens=s.construct_max_tokens, json_schema=schema if s.construct_schema else None)
 
 # %% ../nbs/06_instructions.ipynb #0a504996
 def parse_prompts(
@@ -305,11 +314,11 @@ def _build_analysis(self: Builder, perspectives: Mapping[int, Sequence[Mapping]]
 
 Builder.build_analysis = _build_analysis
 
-# %% ../nbs/06_instructions.ipynb #ab156022
+# %% ../nbs/06_instructions.ipynb #76280635
 def _propose_tasks(self: Builder, perspectives: Mapping[int, Sequence[Mapping]]) -> dict[str, tuple[int, TaskIdea]]:
     "Step A5 (i): ideas for tasks from the most frequent attribute."
     ask_for = {f"tasks/{p}": p for p in perspectives}
-    requests = [self.request(i, TASKS_PROMPT, n=self.settings.instructions_max_tasks, attribute=perspectives[p][0]["attribute"], description=perspectives[p][0]["description"]) for i, p in ask_for.items()]
+    requests = [self.request(i, TASKS_PROMPT, SCHEMAS["tasks"], n=self.settings.instructions_max_tasks, attribute=perspectives[p][0]["attribute"], description=perspectives[p][0]["description"]) for i, p in ask_for.items()]
     values, reasons = ask_parsed(self.asker, requests, parse_json)
     for i, reason in reasons.items(): self.drop(ask_for[i], "tasks", reason, i)
     out = {}
@@ -327,10 +336,10 @@ def _propose_tasks(self: Builder, perspectives: Mapping[int, Sequence[Mapping]])
 
 Builder.propose_tasks = _propose_tasks
 
-# %% ../nbs/06_instructions.ipynb #efc1590f
+# %% ../nbs/06_instructions.ipynb #52e42ae9
 def _define_tasks(self: Builder, ideas: Mapping[str, tuple[int, TaskIdea]]) -> dict[str, tuple[int, dict]]:
     "Step A5 (ii): standardised definitions with examples."
-    requests = [self.request(f"define/{t}", DEFINE_PROMPT, name=idea.name, description=idea.description) for t, (p, idea) in ideas.items()]
+    requests = [self.request(f"define/{t}", DEFINE_PROMPT, SCHEMAS["definition"], name=idea.name, description=idea.description) for t, (p, idea) in ideas.items()]
     values, reasons = ask_parsed(self.asker, requests, parse_json)
     out = {}
     for t, (p, idea) in ideas.items():
@@ -347,7 +356,7 @@ def _define_tasks(self: Builder, ideas: Mapping[str, tuple[int, TaskIdea]]) -> d
 
 Builder.define_tasks = _define_tasks
 
-# %% ../nbs/06_instructions.ipynb #41b0b552
+# %% ../nbs/06_instructions.ipynb #1f5940ed
 def _demonstrate(self: Builder, tasks: Mapping[str, tuple[int, dict]]) -> int:
     "Step A5 (iii): new demonstrations in the style of real texts, added to the tasks in place; returns how many."
     requests, context, added = [], {}, 0
@@ -357,7 +366,7 @@ def _demonstrate(self: Builder, tasks: Mapping[str, tuple[int, dict]]) -> int:
             rng = random.Random(derive_seed(self.settings.seed, "references", t, c))
             a, b = (one_line(x, self.settings.max_words or 80) for x in rng.sample(self.texts, 2))
             shown = rng.sample(examples, min(2, len(examples)))
-            requests.append(self.request(f"demo/{t}/{c}", DEMONSTRATE_PROMPT, name=task["name"], description=task["description"], examples="Examples:\n" + blocks(shown), a=a, b=b))
+            requests.append(self.request(f"demo/{t}/{c}", DEMONSTRATE_PROMPT, SCHEMAS["examples"], name=task["name"], description=task["description"], examples="Examples:\n" + blocks(shown), a=a, b=b))
             context[requests[-1].id] = (p, task, (a, b))
     values, reasons = ask_parsed(self.asker, requests, parse_json)
     for i, (p, task, references) in context.items():
@@ -506,8 +515,8 @@ def build_instructions(
     lost = [dict(perspective=-1, step="enumeration", reason=m["reason"], item=m["item"]) for m in malformed]
     return InstructionSet(value, attributes, perspectives, lost + builder.dropped)
 
-# %% ../nbs/06_instructions.ipynb #5b610753
-_KEYS = "seed max_words instructions_top_attributes instructions_analysis_prompts instructions_max_tasks instructions_examples instructions_demo_calls construct_temperature construct_max_tokens".split()
+# %% ../nbs/06_instructions.ipynb #9592e553
+_KEYS = "seed max_words instructions_top_attributes instructions_analysis_prompts instructions_max_tasks instructions_examples instructions_demo_calls construct_temperature construct_max_tokens construct_schema".split()
 
 def instructions_stage(
     settings: Settings, # the active profile

@@ -79,7 +79,7 @@ class TeacherSettings(BaseModel):
     teacher_batch: Positive = 256
     teacher_extra_body: str = ""
 
-# %% ../nbs/00_settings.ipynb #e1660315
+# %% ../nbs/00_settings.ipynb #af413027
 class InstructionSettings(BaseModel):
     "Attributes, perspectives and instructions (PAPER section A)."
     enumerate_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -102,6 +102,7 @@ class InstructionSettings(BaseModel):
     instructions_demo_calls: Count = 16
     construct_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     construct_max_tokens: Positive = 2048
+    construct_schema: bool = False
     corpus_size: Positive = 50000
     corpus_analysis_share: Share = 0.3
     corpus_max_demonstrations: Count = 4

@@ -96,6 +96,18 @@ TEXTS = ["first text here", "second text here", "third text here"]
 def small(**changes): return load_settings("tiny", **(dict(instructions_demo_calls=3) | changes))
 
 
+def test_schemas_are_sent_where_json_is_asked_for_and_their_answers_are_read():
+    wrapped = {"tasks": f'{{"tasks": {GOOD["tasks"]}}}', "demo": lambda r: f'{{"examples": {GOOD["demo"](r)}}}'}
+    asked, plain = [], teacher_of(GOOD | wrapped)
+    def asker(requests): asked.extend(requests); return plain(requests)
+    value = I.Builder(asker, small(construct_schema=True), TEXTS).build(GROUPS)
+    kinds = {r.id.split("/")[0]: r.json_schema for r in asked}
+    assert kinds == dict(analysis=None, tasks=I.SCHEMAS["tasks"], define=I.SCHEMAS["definition"], demo=I.SCHEMAS["examples"])
+    assert value == I.Builder(teacher_of(GOOD), small(), TEXTS).build(GROUPS)
+    from jsonschema import Draft202012Validator
+    for key, answer in dict(tasks=wrapped["tasks"], examples=wrapped["demo"](asked[-1])).items(): Draft202012Validator(json.loads(I.SCHEMAS[key])).validate(json.loads(answer))
+
+
 def test_the_builder_lists_what_it_drops():
     builder = I.Builder(teacher_of(GOOD), small(), TEXTS)
     value = builder.build(GROUPS)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 import pytest
 from compeffdist.backends import OpenAITeacher, TransformersTeacher
+from compeffdist.instructions import SCHEMAS
 from compeffdist.settings import UserError
 from compeffdist.store import ResponseRecord, derive_seed
 from compeffdist.teacher import Request, Response, ask, tally
@@ -18,6 +19,7 @@ KEY = "sk-loopback-90210"
 GREEDY = [Request(f"g{i}", f"The soup was superb. {i}", max_tokens=16) for i in range(8)]
 WARM = [Request(f"w{i}", "A dull film with a clever ending." * (1 + i % 3), temperature=1.0, top_p=0.9, max_tokens=12 + i % 5) for i in range(24)]
 JSON = [Request(f"j{i}", f"Polarity of sentence {i}?", temperature=1.0, max_tokens=80, json_schema=SCHEMA) for i in range(4)]
+BUILT = [Request(f"b/{k}", f"Answer with JSON: {k}.", temperature=1.0, max_tokens=80, json_schema=v) for k, v in SCHEMAS.items()]
 LONG = Request("long", "soup " * 600)
 REFUSED = Request("refused", "x", max_tokens=8, json_schema='{"type": "no such type"}')
 
@@ -86,7 +88,7 @@ def server(tiny_checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(tiny_checkpoint, tmp_path_factory):
     "What the offline engine answered, by set of requests."
-    sets = dict(greedy=GREEDY, warm=WARM, json=JSON, stop=[Request("s", GREEDY[0].prompt, max_tokens=16, stop=("e",))], bad=[*GREEDY[:4], LONG, REFUSED])
+    sets = dict(greedy=GREEDY, warm=WARM, json=JSON, built=BUILT, stop=[Request("s", GREEDY[0].prompt, max_tokens=16, stop=("e",))], bad=[*GREEDY[:4], LONG, REFUSED])
     p = subprocess.run([sys.executable, "-c", SCRIPT, tiny_checkpoint, tmp_path_factory.mktemp("engine")], input=json.dumps({k: [asdict(r) for r in v] for k, v in sets.items()}), env=ENV, capture_output=True, text=True, timeout=700)
     assert p.returncode == 0, p.stderr[-3000:]
     out = json.loads(p.stdout.split("RESULT")[1])
@@ -108,6 +110,10 @@ def test_order_changes_no_sample_and_a_second_run_asks_nothing(engine):
 
 def test_structured_answers_follow_the_schema(engine):
     assert {json.loads(r.text)["polarity"] for r in engine["json"]} <= {"positive", "negative"}
+
+def test_the_schemas_of_instruction_construction_are_held_to(engine):
+    starts = {"b/tasks": '{"tasks":[', "b/definition": '{"name":"', "b/examples": '{"examples":['}
+    for r in engine["built"]: assert r.error is None and "".join(r.text.split()).startswith(starts[r.id]), r # a random model may not come to the end of a string
 
 def test_stop_strings_and_an_abandoned_stream(engine):
     whole, r = engine["greedy"][0].text, engine["stop"][0]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cut', 'render_prompt', 'plan_corpus', 'nearby_texts', 'join_answers', 'distribution', 'even_quotas', 'even_answers',
-           'corpus_stage']
+           'answer_corpus', 'corpus_stage']
 
 # %% ../nbs/07_corpus.ipynb #4ec26040
 import random
@@ -193,7 +193,27 @@ def even_answers(
         for p, k in zip(labels + [others], wanted + [n]): keep.update(p[:k])
     return [dict(r) for i, r in enumerate(rows) if i in keep]
 
-# %% ../nbs/07_corpus.ipynb #bdb05125
+# %% ../nbs/07_corpus.ipynb #70b2c052
+def answer_corpus(
+    rows: Sequence[Mapping], # from `plan_corpus` (or notebook 12's corpora)
+    settings: Settings, # answer_…, corpus_size, corpus_oversample, seed
+    store: Store, # its record of answers
+    teacher: Any, # from `load_teacher`
+    stage: str, # for the dead-letter table
+    out: Any, # folder for corpus.parquet and dropped.parquet
+) -> dict: # counts: rows in and out, surplus, malformed, dead
+    "Ask the teacher, even the answers out, and write; raises `UserError` if no answer is usable. Answers on record are not asked for again."
+    import pandas as pd
+    requests = [Request(id=f"corpus/{r['id']}", prompt=r["prompt"], temperature=settings.answer_temperature, max_tokens=settings.answer_max_tokens) for r in rows]
+    responses = ask(teacher, requests, store.record, settings.seed, stage=stage, max_failure_rate=settings.teacher_max_failure_rate)
+    answered, dropped = join_answers(rows, responses)
+    if not answered: raise UserError(f"None of {len(rows)} answers of the teacher is usable ({dropped[0]['reason']}). Look at the teacher's settings.")
+    kept = even_answers(answered, settings.corpus_size) if settings.corpus_oversample > 1 else answered
+    write_rows(out/"corpus.parquet", kept)
+    write_rows(out/"dropped.parquet", pd.DataFrame(dropped, columns=["id", "reason", "item"]).astype("string"))
+    return dict(rows_in=len(rows), rows_out=len(kept), surplus=len(answered) - len(kept), malformed=sum(r.text is not None for r in responses) - len(answered), dead=sum(r.text is None for r in responses))
+
+# %% ../nbs/07_corpus.ipynb #784fa026
 def corpus_stage(
     settings: Settings, # corpus_…, answer_…, max_words, teacher_…
     store: Store, # holds texts and instructions
@@ -201,19 +221,10 @@ def corpus_stage(
     "Ask the teacher for the distillation corpus; answers already on record are not asked for again."
     keys = ("corpus_size", "corpus_analysis_share", "corpus_max_demonstrations", "corpus_nearby_share", "corpus_task_types", "corpus_oversample", "max_words", "answer_temperature", "answer_max_tokens", "seed")
     def build(out, work):
-        import pandas as pd
         instructions = load_instructions(store.path("instructions", "instructions.json"))
         texts, share = list(store.rows("texts", "texts.parquet").select_columns(["id", "text"])), settings.corpus_nearby_share
         near = nearby_texts(instructions, store.rows("attributes", "mentions.parquet").to_pandas(), lambda names: embed(names, settings)) if share else None
         rows = plan_corpus(instructions, texts, round(settings.corpus_size * settings.corpus_oversample), settings.corpus_analysis_share, settings.corpus_max_demonstrations, settings.max_words, settings.seed, near, share, settings.corpus_task_types)
-        requests = [Request(id=f"corpus/{r['id']}", prompt=r["prompt"], temperature=settings.answer_temperature, max_tokens=settings.answer_max_tokens) for r in rows]
-        responses = ask(load_teacher(settings), requests, store.record, settings.seed, stage="corpus", max_failure_rate=settings.teacher_max_failure_rate)
-        kept, dropped = join_answers(rows, responses)
-        if not kept: raise UserError(f"None of {len(rows)} answers of the teacher is usable ({dropped[0]['reason']}). Look at the teacher's settings.")
-        answered = len(kept)
-        if settings.corpus_oversample > 1: kept = even_answers(kept, settings.corpus_size)
-        write_rows(out/"corpus.parquet", kept)
-        write_rows(out/"dropped.parquet", pd.DataFrame(dropped, columns=["id", "reason", "item"]).astype("string"))
-        return dict(rows_in=len(rows), rows_out=len(kept), surplus=answered - len(kept), malformed=sum(r.text is not None for r in responses) - answered, dead=sum(r.text is None for r in responses))
+        return answer_corpus(rows, settings, store, load_teacher(settings), "corpus", out)
     params = teacher_params(settings) | {k: getattr(settings, k) for k in keys} | (dict(embedding=settings.embedding_model, revision=settings.embedding_revision) if settings.corpus_nearby_share else {})
     return store.stage("corpus", build, inputs=["texts", "instructions", "attributes"], params=params, code=["corpus"])

@@ -6,12 +6,12 @@
 __all__ = ['KNOWDIST_PROMPTS', 'ICL_TASKS', 'ICL_FIELDS', 'ICL_HEADERS', 'LINEAGE', 'knowdist_rows', 'icl_prompts', 'icl_render',
            'icldist_rows', 'lineage_corpus_stage', 'lineage_systems_stages']
 
-# %% ../nbs/12_lineage.ipynb #ae75ccd4
+# %% ../nbs/12_lineage.ipynb #9a297c80
 import json, random
 from typing import Any, Mapping, Sequence
-from .corpus import cut, join_answers, render_prompt
+from .corpus import answer_corpus, cut, render_prompt
 from .settings import Settings, UserError
-from .store import StageResult, Store, derive_seed, write_rows
+from .store import StageResult, Store, derive_seed
 from .teacher import Request, Teacher, ask, load_teacher, teacher_params
 
 # %% ../nbs/12_lineage.ipynb #2e5f1c54
@@ -112,7 +112,7 @@ def icldist_rows(
             demonstrations=len(demos), prompt=icl_render(variants[k], text["text"], demos, s.max_words)))
     return rows
 
-# %% ../nbs/12_lineage.ipynb #8af14d5e
+# %% ../nbs/12_lineage.ipynb #f78ea8e6
 LINEAGE = ("knowdist", "icldist")
 
 def lineage_corpus_stage(
@@ -127,13 +127,7 @@ def lineage_corpus_stage(
         s, texts = settings, list(store.rows("texts", "texts.parquet").select_columns(["id", "text"]))
         teacher = load_teacher(s)
         rows = knowdist_rows(texts, min(s.corpus_size, len(texts) * len(KNOWDIST_PROMPTS)), s.max_words, s.seed) if name == "knowdist" else icldist_rows(texts, s.corpus_size, s, teacher, store.record)
-        requests = [Request(f"corpus/{r['id']}", r["prompt"], temperature=s.answer_temperature, max_tokens=s.answer_max_tokens) for r in rows]
-        responses = ask(teacher, requests, store.record, s.seed, stage=name, max_failure_rate=s.teacher_max_failure_rate)
-        kept, dropped = join_answers(rows, responses)
-        import pandas as pd
-        write_rows(out/"corpus.parquet", kept)
-        write_rows(out/"dropped.parquet", pd.DataFrame(dropped, columns=["id", "reason", "item"]).astype("string"))
-        return dict(wanted=s.corpus_size, rows_in=len(rows), rows_out=len(kept), dead=sum(r.text is None for r in responses))
+        return dict(wanted=s.corpus_size) | answer_corpus(rows, s, store, teacher, name, out)
     return store.stage(f"corpus-{name}", build, inputs=["texts"], params=teacher_params(settings) | {k: getattr(settings, k) for k in keys}, code=["lineage"])
 
 # %% ../nbs/12_lineage.ipynb #dcb9a41f

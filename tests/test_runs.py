@@ -16,7 +16,7 @@ def scores(value=0.5, drop=None):
 def world(tmp_path, monkeypatch):
     "A store with finished stages, and what `results` reads from it."
     state = SimpleNamespace(fingerprint="f1", table=scores())
-    stages = lambda: [dict(stage=s.evaluation_stage, fingerprint=f"{state.fingerprint}-{s.name}", seconds=3.0, counts={}) for s in SYSTEMS] + [dict(stage="student-llama-difficulty-10", fingerprint="w", seconds=9.0, counts=dict(steps=7, tokens=100))]
+    stages = lambda: [dict(stage=s.evaluation_stage, fingerprint=state.fingerprint, seconds=3.0, counts={}) for s in SYSTEMS] + [dict(stage="student-llama-difficulty-10", fingerprint="w", seconds=9.0, counts=dict(steps=7, tokens=100))]
     monkeypatch.setattr(runs, "results", lambda settings, store: state.table)
     monkeypatch.setattr(runs, "systems", lambda settings: SYSTEMS)
     state.store = SimpleNamespace(root=tmp_path, stages=stages)
@@ -26,7 +26,7 @@ def world(tmp_path, monkeypatch):
 def test_rows_are_added_once_and_never_changed(world):
     s = load_settings("tiny")
     first = runs.record_runs(s, world.store)
-    assert list(first.fingerprint) == ["f1-teacher", "f1-base", "f1-difficulty-10"] and first["mean"].eq(0.5).all()
+    assert list(first.system) == ["teacher", "base", "difficulty-10"] and set(first.fingerprint) == {"f1"} and first["mean"].eq(0.5).all()
     trained = first.iloc[2]
     assert (trained.steps, trained.tokens, trained.train_seconds, trained.metric, trained.rate) == (7, 100, 9.0, "rank", 0.1) and pd.isna(first.iloc[1].steps)
     world.table = scores(0.9)
@@ -46,4 +46,4 @@ def test_a_missing_score_is_an_error_and_leaves_the_file_alone(world):
 
 def test_another_file_is_refused(world):
     (world.store.root/"results.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match="no column 'fingerprint'"): runs.record_runs(load_settings("tiny"), world.store)
+    with pytest.raises(UserError, match="no column 'family'"): runs.record_runs(load_settings("tiny"), world.store)

@@ -6,13 +6,13 @@
 __all__ = ['RAMP', 'nucleus_sizes', 'Token', 'Reading', 'read_answer', 'Decision', 'decide', 'Explanation', 'explain',
            'explain_row']
 
-# %% ../nbs/09c_microscope.ipynb #d89834d4
+# %% ../nbs/09c_microscope.ipynb #1d18fc69
 from dataclasses import dataclass, field
 from typing import Any, Mapping
 from .settings import Settings, UserError
 from .store import Store
 from .difficulty import EDGE, _answer_tokens, _check_logits, _check_top, _nucleus_sizes, _parts, answer_rank_score, base_path, encode_sample, load_scorer, score, token_rank_scores, token_ranks
-from .measures import load_proxy
+from .measures import load_proxy, scoring_arguments
 from .sampling import selection
 
 # %% ../nbs/09c_microscope.ipynb #13e44105
@@ -228,7 +228,7 @@ def explain(
         if scored and r.name in scored: r.decision = decide(sample, scored[r.name], r, rate, method, a, by, seed)
     return Explanation(str(sample.get("id", "")), sample["prompt"], sample["answer"], readings)
 
-# %% ../nbs/09c_microscope.ipynb #05f57fe7
+# %% ../nbs/09c_microscope.ipynb #d95b55d0
 def explain_row(
     id: str, # of a row of corpus.parquet
     settings: Settings, # difficulty_…, sampling_…
@@ -246,11 +246,6 @@ def explain_row(
     if proxy := (settings.difficulty_proxies or [""])[0] if proxy is None else proxy:
         models[proxy] = load_proxy(proxy, settings, store)
         group = corpus[corpus.instruction_id == sample["instruction_id"]]
-        if by: scored[proxy] = score(*models[proxy], group[["id", "instruction_id", "prompt", "answer"]], **_scoring(settings, models[proxy][0])).to_pandas()
-    keywords = {k: v for k, v in _scoring(settings, model).items() if k != "batch_tokens"}
+        if by: scored[proxy] = score(*models[proxy], group[["id", "instruction_id", "prompt", "answer"]], **scoring_arguments(settings, models[proxy][0])).to_pandas()
+    keywords = {k: v for k, v in scoring_arguments(settings, model).items() if k != "batch_tokens"}
     return explain(sample, models, scored, settings.sampling_rate, "soft", settings.sampling_a, by, settings.sampling_seed, **keywords)
-
-def _scoring(settings, model):
-    "The scorer's arguments of notebook 08's stage."
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or settings.train_max_length
-    return dict(top_p=settings.difficulty_top_p, skip_top_rank=settings.difficulty_skip_top_rank, separator=" ", chat_template=settings.train_chat_template, max_length=min(context, settings.train_max_length), batch_tokens=settings.difficulty_batch_tokens)

@@ -19,7 +19,7 @@ from .stats import detectable
 from .store import read_json
 from .systems import systems
 
-# %% ../nbs/14a_plan.ipynb #93da7bb4
+# %% ../nbs/14a_plan.ipynb #d5d4063b
 TEST_SIZES = dict(imdb=1000, yelp2=1000, sst2=1821, twitter=1000, irony18=784, tweeteval=1421, pstance=2157, intimacy=396, atsa_rest16=676, acsa_rest16=676, asqp_rest16=544, opener=499)
 
 def test_items(
@@ -46,7 +46,7 @@ def teacher_lines(
         _asked("instructions: tasks", p, words(TASKS_PROMPT) + 20, 50*s.instructions_max_tasks, s.construct_max_tokens, s),
         _asked("instructions: definitions", tasks, words(DEFINE_PROMPT) + 30, 60*(s.instructions_examples + 2), s.construct_max_tokens, s),
         _asked("instructions: demonstrations", tasks*s.instructions_demo_calls, words(DEMONSTRATE_PROMPT) + 60 + 4*min(text, 80), 4*text, s.construct_max_tokens, s),
-        _asked("corpus", s.corpus_size, s.plan_instruction_words + text*(1 + s.corpus_max_demonstrations/2), s.plan_answer_tokens, s.answer_max_tokens, s)]
+        _asked("corpus", round(s.corpus_size*s.corpus_oversample), s.plan_instruction_words + text*(1 + s.corpus_max_demonstrations/2), s.plan_answer_tokens, s.answer_max_tokens, s)]
     if s.lineage: lines += [_asked(f"corpus: {n}", s.corpus_size, s.plan_instruction_words + text*(1 + k), s.plan_answer_tokens, s.answer_max_tokens, s) for n, k in (("knowdist", 0), ("icldist", s.shots))]
     return lines + [_asked("evaluation: teacher", items, 40 + text*(1 + s.shots), 12, 150, s)]
 

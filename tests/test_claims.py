@@ -84,6 +84,32 @@ def test_incomplete_coverage_is_no_coverage(run):
 def test_a_system_asked_other_tasks_is_an_error(run):
     with pytest.raises(UserError, match="different tasks"): run(llama_base=.3, llama_distilled=answers(.9, tasks=["sst2"]))
 
+def fsa_stages(settings, pretrained, plain, n=60):
+    "Answers of FSA-Distillation's two starts in the form of notebook 12a, each right with a given probability; made in the store's folder."
+    store, counts = Store(settings), dict(n_pred=1., n_gold=1.)
+    def items(names, start, accuracy, extra):
+        rng = random.Random(start)
+        return [dict(task=t, system=start, seed=42, item=i, **extra(rng.random() < accuracy, i)) for t in names for i in range(n)]
+    hit = lambda right, i: dict(split="test" if i % 4 else "hard_test", gold="", parsed="", **counts, pred_hits=float(right), gold_hits=float(right))
+    said = lambda right, i: dict(gold=("positive", "negative")[i % 2], parsed=("positive", "negative")[i % 2 if right else 1 - i % 2])
+    both = dict(pretrained=pretrained, plain=plain)
+    for name in settings.fsa_sets:
+        for start, accuracy in both.items(): store.stage(f"fsa-{name.replace('/', '-')}-{start}", lambda out, work: write_rows(out/"items.parquet", items([name], start, accuracy, hit)) or {})
+    store.stage("fsa-zero-shot", lambda out, work: write_rows(out/"items.parquet", [r for start, accuracy in both.items() for r in items(["yelp2", "sst2"], start, accuracy, said)]) or {})
+    return ledger(settings, store).set_index("claim")
+
+@pytest.mark.parametrize("pretrained, plain, word", [(.9, .4, HOLDS), (.4, .9, FAILS), (.5, .5, OPEN)])
+def test_fsa_starts_are_compared_on_their_test_split(tmp_path, pretrained, plain, word):
+    rows = fsa_stages(load_settings("tiny", outputs=str(tmp_path), bootstrap_samples=300), pretrained, plain)
+    kinds = {c.id: c.kind for c in CLAIMS}
+    seen = [k for k in rows.index if kinds[k] in ("pre-training", "zero-shot")]
+    assert len(seen) == 2 and all(rows.loc[k].here == word for k in seen)
+    assert all(abs(rows.loc[k].difference - (pretrained - plain)) < .2 for k in seen)
+
+def test_fsa_left_out_is_said(tmp_path):
+    rows = fsa_stages(load_settings("tiny", outputs=str(tmp_path), bootstrap_samples=300, fsa="none"), .9, .4)
+    assert all(rows.loc[c.id].here == ABSENT and "not run" in rows.loc[c.id].why for c in CLAIMS if c.kind in ("pre-training", "zero-shot"))
+
 KNOWN = {("teacher", "teacher"): 91.26, ("baseline", "majority"): 21.08, ("llama", "base"): 20.2, ("llama", "distilled"): 46.29, ("llama", "difficulty-10"): 21.44, ("llama", "random-10"): 25.4, ("qwen3", "base"): 18.75}
 @pytest.mark.parametrize("label, systems", [("teacher (embedded analyst)", ["teacher"]), ("most frequent answer", ["majority"]), ("Llama, base → distilled", ["base", "distilled"]),
     ("Llama, a tenth of the data: by difficulty, at random", ["difficulty-10", "random-10"]), ("Llama, at random, by difficulty (10 %)", ["random-10", "difficulty-10"]), ("Qwen3, base → distilled", ["base"]), ("somebody else's", [])])

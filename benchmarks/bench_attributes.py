@@ -1,7 +1,7 @@
 """Parsing, normalising and counting the answers about 20,000 texts, 20 attributes each, one after the other: one core's seconds, and memory.
 
 `python benchmarks/bench_attributes.py` needs nothing but the package. Answers are made on the fly in several layouts and dropped once read; names and
-descriptions come from a stock of 2,000 and 5,000 and are paired at random, so the counter, which keeps each different pair, grows with nearly every mention. Writes benchmarks/results/attributes.json and .md.
+descriptions come from a stock of 2,000 and 5,000 and are paired at random, so nearly every mention is a new pair; the counter keeps 64 descriptions a name. Writes benchmarks/results/attributes.json and .md.
 """
 import random, resource, time
 from compeffdist.attributes import count_attributes, mentions_of
@@ -48,7 +48,7 @@ def main() -> None:
     m = machine()
     write_json(project_root()/"benchmarks/results/attributes.json", dict(machine=m, each=EACH, results=results))
     text = "| texts | mentions | malformed | attributes | CPU s, one core | peak, MiB |\n|---|---|---|---|---|---|\n" + "".join(f"| {r['texts']:,} | {r['mentions']:,} | {r['malformed']} | {r['attributes']:,} | {r['cpu_s']} | {r['peak_mib']} |\n" for r in results)
-    text += f"\n{EACH} attributes a text, streamed; CPU seconds of parsing, normalising and counting, other work ran beside it. Memory is not constant: the counter keeps every different pair of name and description (random pairs here, so nearly every mention is a new one), texts and answers are not kept. {m['cpu']}, {m['cores']} cores. Made by `python benchmarks/bench_attributes.py`.\n"
+    text += f"\n{EACH} attributes a text, streamed; CPU seconds of parsing, normalising and counting, other work ran beside it. The counter holds the names, their spellings and at most 64 descriptions of each (random pairs here, so nearly every mention brings a new one); texts and answers are not kept. {m['cpu']}, {m['cores']} cores. Made by `python benchmarks/bench_attributes.py`.\n"
     (project_root()/"benchmarks/results/attributes.md").write_text(text)
     print(text)
 

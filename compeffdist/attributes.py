@@ -148,7 +148,9 @@ def normalise_name(
     parts = (re.sub(r"^use of\s+", "", part.strip()) for part in name.split("/"))
     return list(dict.fromkeys(p for p in parts if p))
 
-# %% ../nbs/04_attributes.ipynb #4867374a
+# %% ../nbs/04_attributes.ipynb #f1b6d2e0
+_DESCRIPTIONS = 64 # different ones counted for a name
+
 def _best_description(counts):
     "The most common description; among equals the shorter, then the alphabetically first."
     return min(counts, key=lambda d: (-counts[d], len(d), d)) if counts else ""
@@ -157,12 +159,13 @@ def count_attributes(
     mentions: Iterable[dict], # rows with attribute, raw_name, description
     min_count: int = 10, # keep attributes seen more often than this
 ) -> list[dict]: # attribute, count, description, raw_names, raw_counts; most frequent first
-    "Aggregate mentions into the attribute table of step A2."
+    "Aggregate mentions into the attribute table of step A2; a description is the most common of the first 64 different ones."
     if min_count < 0: raise UserError(f"attributes_min_count = {min_count} is negative. Use 0 to keep every name, 10 for the paper's threshold.")
     counts, descriptions, raw = Counter(), defaultdict(Counter), defaultdict(Counter)
     for row in mentions:
         counts[row["attribute"]] += 1
-        descriptions[row["attribute"]][row["description"]] += 1
+        known, said = descriptions[row["attribute"]], row["description"]
+        if said in known or len(known) < _DESCRIPTIONS: known[said] += 1
         raw[row["attribute"]][row["raw_name"]] += 1
     rows = []
     for name, count in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])):

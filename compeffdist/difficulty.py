@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'EDGE', 'METRICS', 'HEAD', 'SLIM', 'token_ranks', 'token_rank_scores', 'token_nll', 'answer_rank_score',
-           'Encoded', 'encode_sample', 'plan_batches', 'score', 'load_scorer', 'base_path', 'difficulty_stage']
+           'Encoded', 'encode_sample', 'plan_batches', 'score', 'load_scorer', 'base_path', 'scoring_arguments',
+           'difficulty_stage']
 
 # %% ../nbs/08_difficulty.ipynb #26b2fd8b
 import json, math
@@ -286,7 +287,7 @@ def _fill(new, metric, values, skip_top_rank, per_token):
     if metric == "ifd": new["ifd_score"] = _perplexity(first) / _perplexity(values[1])
     if per_token: new |= dict(token_values=first) | (dict(token_ranks=values[1]) if metric == "rank" else {})
 
-# %% ../nbs/08_difficulty.ipynb #46005b0d
+# %% ../nbs/08_difficulty.ipynb #988c7ae6
 def _run(model, tokenizer, encoded, metric, top_p, batch_tokens, exact, per_token, names, done, keys, save, progress):
     "Token values per sample for the metrics that need the model; `save(key, values)` is called for each finished sample."
     import torch
@@ -297,7 +298,7 @@ def _run(model, tokenizer, encoded, metric, top_p, batch_tokens, exact, per_toke
     good = [e for e in encoded if not e.error]
     for e in good:
         if max(e.ids) >= vocab: raise UserError(f"{names[e.row]}: token id {max(e.ids)} does not exist in the model (its vocabulary has {vocab}). Tokenizer and model do not belong together.")
-    if good and any(keys[e.row] not in done for e in good): _check_parts(model, decoder, project, torch.tensor([good[0].ids], device=device), names[good[0].row])
+    if good and any(keys[e.row] not in done for e in good): _check_parts(model, decoder, project, torch.tensor([good[0].ids[:64]], device=device), names[good[0].row])
     for plan in tqdm(plan_batches([len(e.ids) for e in good], batch_tokens, exact), desc="scoring", disable=not progress, mininterval=2):
         batch = [good[i] for i in plan]
         if all(keys[e.row] in done for e in batch): continue
@@ -391,7 +392,16 @@ def base_path(settings: Settings, store: Store) -> Path:
     from compeffdist.base import base_stage
     return Path(base_stage(settings, store, settings.families[0]).path)
 
-# %% ../nbs/08_difficulty.ipynb #61e5ebe5
+# %% ../nbs/08_difficulty.ipynb #be611b1d
+def scoring_arguments(
+    settings: Settings, # difficulty_… and train_… decide
+    model: Any, # the scorer, for its longest context
+) -> dict: # keyword arguments of `score`
+    "How the stage calls `score`, for whoever wants its numbers again (PAPER section C)."
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or settings.train_max_length
+    return dict(top_p=settings.difficulty_top_p, skip_top_rank=settings.difficulty_skip_top_rank, separator=" ", chat_template=settings.train_chat_template,
+        max_length=min(context, settings.train_max_length), batch_tokens=settings.difficulty_batch_tokens)
+
 SLIM = ["id", "rank_score", "n_surprising", "n_tokens", "n_prompt_tokens", "truncated", "error"]
 
 def difficulty_stage(
@@ -404,10 +414,8 @@ def difficulty_stage(
     keys = ("difficulty_model", "difficulty_revision", "difficulty_top_p", "difficulty_skip_top_rank", "difficulty_batch_tokens", "student_dtype", "train_chat_template", "train_max_length", "families")
     def build(out, work):
         model, tokenizer, name = load_scorer(settings, store)
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or settings.train_max_length
         rows = store.rows("corpus", "corpus.parquet").select_columns(["id", "prompt", "answer"])
-        scored = score(model, tokenizer, rows, "rank", settings.difficulty_top_p, settings.difficulty_skip_top_rank, settings.difficulty_batch_tokens, separator=" ",
-            chat_template=settings.train_chat_template, max_length=min(context, settings.train_max_length), work=work, progress=True)
+        scored = score(model, tokenizer, rows, "rank", **scoring_arguments(settings, model), work=work, progress=True)
         write_rows(out/"scores.parquet", scored.select_columns(SLIM))
         failed = sum(e is not None for e in scored["error"])
         return dict(rows_in=len(rows), rows_out=len(rows) - failed, errors=failed, truncated=sum(scored["truncated"]), tokens=sum(scored["n_tokens"]))

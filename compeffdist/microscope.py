@@ -6,13 +6,13 @@
 __all__ = ['RAMP', 'nucleus_sizes', 'Token', 'Reading', 'read_answer', 'Decision', 'decide', 'Explanation', 'explain',
            'explain_row']
 
-# %% ../nbs/09c_microscope.ipynb #1d18fc69
+# %% ../nbs/09c_microscope.ipynb #a2fa3bd5
 from dataclasses import dataclass, field
 from typing import Any, Mapping
 from .settings import Settings, UserError
 from .store import Store
-from .difficulty import EDGE, _answer_tokens, _check_logits, _check_top, _nucleus_sizes, _parts, answer_rank_score, base_path, encode_sample, load_scorer, score, token_rank_scores, token_ranks
-from .measures import load_proxy, scoring_arguments
+from .difficulty import EDGE, _answer_tokens, _check_logits, _check_top, _nucleus_sizes, _parts, answer_rank_score, base_path, encode_sample, load_scorer, score, scoring_arguments, token_rank_scores, token_ranks
+from .measures import load_proxy
 from .sampling import selection
 
 # %% ../nbs/09c_microscope.ipynb #13e44105

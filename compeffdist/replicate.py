@@ -149,17 +149,17 @@ def _expected(store):
     file = store.root/"manifest.json"
     return read_json(file)["notebooks"] if file.is_file() else {}
 
-# %% ../nbs/14_replicate.ipynb #53e1682c
+# %% ../nbs/14_replicate.ipynb #bcbbdec1
 def _outside(settings):
     "Names, sizes and times of a benchmark folder's files: cheap, and enough to see that it was changed."
     folder = Path(settings.sentibench)
     if settings.sentibench == "embedded" or not folder.is_dir(): return []
     return [[p.relative_to(folder).as_posix(), (s := p.stat()).st_size, s.st_mtime_ns] for p in sorted(folder.rglob("*.json"))]
 
-def _reference():
-    "The published numbers, which a user may extend (notebook 13c)."
-    file = project_root()/"reference.csv"
-    return content_hash(file) if file.is_file() else ""
+def _reference(settings):
+    "Files that results are shown beside, where a user has them: published numbers (notebook 13c), another inventory of attributes (22)."
+    files = [project_root()/"reference.csv", project_root()/settings.inventory]
+    return [content_hash(f) if f.is_file() else "" for f in files]
 
 def run_key(
     settings: Settings, # the active profile
@@ -168,7 +168,7 @@ def run_key(
     "Package, settings, versions and benchmark folder of a run."
     package = project_root()/"compeffdist"
     files = {p.relative_to(package).as_posix(): content_hash(p) for p in sorted(package.rglob("*")) if p.is_file() and "__pycache__" not in p.parts}
-    parts = dict(package=files, settings=settings.model_dump(mode="json"), parameters=dict(parameters), versions=machine()["versions"], benchmark=_outside(settings), reference=_reference())
+    parts = dict(package=files, settings=settings.model_dump(mode="json"), parameters=dict(parameters), versions=machine()["versions"], benchmark=_outside(settings), reference=_reference(settings))
     return {k: text_hash(json.dumps(v, sort_keys=True, default=str)) for k, v in parts.items()}
 
 def _products(store):

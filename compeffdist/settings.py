@@ -79,7 +79,7 @@ class TeacherSettings(BaseModel):
     teacher_batch: Positive = 256
     teacher_extra_body: str = ""
 
-# %% ../nbs/00_settings.ipynb #af413027
+# %% ../nbs/00_settings.ipynb #40e3bd59
 class InstructionSettings(BaseModel):
     "Attributes, perspectives and instructions (PAPER section A)."
     enumerate_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -95,6 +95,7 @@ class InstructionSettings(BaseModel):
     cluster_count: OptionalCount = None
     cluster_weighted: bool = False
     cluster_memory_gib: Annotated[float, Field(gt=0)] = 16.0
+    inventory: str = "../shared/data/attributes/attributes.tsv" # attribute and count of another construction, mapped in notebook 22 where there is such a file
     instructions_top_attributes: Positive = 5
     instructions_analysis_prompts: Positive = 5
     instructions_max_tasks: Positive = 8

@@ -22,6 +22,9 @@ def test_requests_follow_the_settings():
     assert (n["attributes"], n["corpus"]) == (20000, 50000) and n["instructions: demonstrations"] == 180*8*16 and n["evaluation: teacher"] == 3*(1000*3 + 1821 + 784 + 1421 + 2157 + 396 + 676*2 + 544 + 499)
     assert "corpus: knowdist" in n and "corpus: knowdist" not in {l["stage"] for l in teacher_lines(load_settings("paper", lineage=False))}
 
+def test_answers_that_are_not_kept_are_asked_for_too():
+    for factor in (1, 2): assert {l["stage"]: l["requests"] for l in teacher_lines(load_settings("tiny", corpus_size=12000, corpus_oversample=factor))}["corpus"] == 12000*factor
+
 @pytest.mark.parametrize("profile, limit, want", [("tiny", None, 40*12), ("tiny", 0, 100*12), ("mini", None, 200*12), ("paper", 500, 10*500 + 396 + 499)])
 def test_items_are_what_an_evaluation_asks(profile, limit, want):
     s = load_settings(profile, eval_limit=limit)

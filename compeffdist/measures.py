@@ -95,7 +95,7 @@ def searched(
     where = (prompt + separator + answer).find(answer)
     return prompt if where >= len(prompt + separator) else prompt[:where].rstrip(" ")
 
-# %% ../nbs/09b_measures.ipynb #172c579c
+# %% ../nbs/09b_measures.ipynb #a9f8445c
 def compared_rows(
     settings: Settings, # difficulty_compare_rows, sampling_seed
     store: Store, # corpus and difficulty
@@ -107,7 +107,7 @@ def compared_rows(
     return table.iloc[np.sort(chosen)].reset_index(drop=True)
 
 def _measure(settings, model, tokenizer, rows, metric, work, per_token=False):
-    "Scores of one model in the stage's settings, rows as `score` returns them; several models are in memory at once, so batches are kept small."
+    "Scores of one model in the stage's settings, rows as `score` returns them, in batches of at most 2,048 tokens."
     arguments = scoring_arguments(settings, model)
     return score(model, tokenizer, rows, metric, **arguments | dict(batch_tokens=min(arguments["batch_tokens"], 2048)), per_token=per_token, exact=False, work=work, progress=True).to_pandas()
 

@@ -74,7 +74,7 @@ def mask_picture(
     ax.set(xlim=(-1, width), ylim=(-max(c[1] for c in cells) - 0.8, 0.8)); ax.axis("off")
     return fig
 
-# %% ../nbs/10_students.ipynb #83b36756
+# %% ../nbs/10_students.ipynb #ca343574
 def bf16_pays() -> bool: # is bf16 faster than fp32 on this machine?
     "True on a CUDA device with bf16, or a CPU with bf16 instructions."
     import torch
@@ -88,7 +88,7 @@ def training_arguments(
     folder: Path, # for checkpoints
     rows: int = 12800, # training rows, to space the points of the loss curve
     seed: int|None = None, # of batch order and dropout; the settings' if None
-    processes: int = 1, # GPUs
+    processes: int = 1, # GPUs, one a process or all in one
     bf16: bool|None = None, # None: where it pays
 ): # trl.SFTConfig
     "The schedule (PAPER section E) as trl's configuration."
@@ -228,7 +228,7 @@ def _trainer_class(batch, power, lm_weight):
             return Order([len(ids) for ids in self.train_dataset["input_ids"]], self.args.seed)
     return Distiller
 
-# %% ../nbs/10_students.ipynb #7ed34302
+# %% ../nbs/10_students.ipynb #83398921
 def finetune(
     model: Any, # a causal language model, changed in place
     tokenizer: Any, # its tokenizer
@@ -250,7 +250,7 @@ def finetune(
     processes = int(os.environ.get("WORLD_SIZE", 1))
     devices = processes if processes > 1 else torch.cuda.device_count()
     if own and devices > 1: raise UserError(f"{own} = {getattr(settings, own)} weighs rows within one process on one device, and this run has {devices}. Set CUDA_VISIBLE_DEVICES=0, or {own} = 0, the paper's loss.")
-    args = training_arguments(settings, work, len(encoded), seed, processes)
+    args = training_arguments(settings, work, len(encoded), seed, max(1, devices))
     model.config.use_cache = False
     trainer = _trainer_class(settings.train_batch, settings.train_length_power, settings.train_lm_weight)(model=model, args=args, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer, peft_config=_lora(settings), callbacks=[_progress(name)])
     begin = time.perf_counter()

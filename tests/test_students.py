@@ -173,6 +173,9 @@ def test_the_papers_schedule():
     assert (args.max_length, args.packing, args.bf16, args.seed) == (2048, True, True, 42)
     assert args.per_device_train_batch_size == 8 and args.per_device_train_batch_size * args.gradient_accumulation_steps * 2 == 128
 
+def test_the_effective_batch_is_the_papers_on_any_number_of_gpus():
+    for n in (1, 2, 4, 8, 16): assert (a := students.training_arguments(load_settings("paper"), Path("unused"), bf16=True, processes=n)).per_device_train_batch_size * a.gradient_accumulation_steps * n == 128
+
 def test_packing_runs(tok, tmp_path):
     _, log = students.finetune(model(tok), tok, ROWS, settings(train_packing=True, train_length_power=0, train_epochs=1), tmp_path)
     assert log["steps"] >= 1

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['one_line', 'block', 'build_prompt', 'Item', 'pick_items', 'build_items', 'budget', 'encode', 'fit_prompts',
-           'token_batches', 'last_logits', 'label_paths', 'collisions', 'choose_labels', 'stop_tokens', 'decode_batch',
-           'decode_tokens', 'decode', 'Answer', 'Student', 'TeacherStudent', 'item_row', 'summary', 'evaluate',
-           'evaluation_stage', 'evaluate_systems']
+           'token_batches', 'shared_head', 'last_logits', 'label_paths', 'collisions', 'choose_labels', 'stop_tokens',
+           'decode_batch', 'decode_tokens', 'decode', 'Answer', 'Student', 'TeacherStudent', 'item_row', 'summary',
+           'evaluate', 'evaluation_stage', 'evaluate_systems']
 
-# %% ../nbs/11a_evaluate.ipynb #040a8b23
+# %% ../nbs/11a_evaluate.ipynb #56043d6f
 import json, random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 from .settings import Settings, UserError, load_settings
@@ -146,23 +148,42 @@ def token_batches(
         batch.append(i)
     if batch: yield batch
 
-# %% ../nbs/11a_evaluate.ipynb #d35b38db
+# %% ../nbs/11a_evaluate.ipynb #194fb44d
+def shared_head(
+    model: Any, # a transformers causal language model
+    ids: Sequence[Sequence[int]], # prompts
+) -> tuple[int, Any]: # its tokens, and its cache; 0 and None where nothing is shared
+    "The beginning that all prompts share, read once; each keeps a token of its own."
+    n = min(len(commonprefix(list(ids))), min(map(len, ids)) - 1) if len(ids) > 1 else 0
+    if n < 1: return 0, None
+    import torch
+    with torch.inference_mode(): return n, model.get_decoder()(input_ids=torch.tensor([ids[0][:n]], device=model.device), use_cache=True).past_key_values
+
+def _copies(cache, rows):
+    "The cache of the shared beginning for each row of a batch."
+    cache = deepcopy(cache)
+    cache.batch_repeat_interleave(rows)
+    return cache
+
+# %% ../nbs/11a_evaluate.ipynb #3a4a1b99
 def last_logits(
     model: Any, # a transformers causal language model
     ids: Sequence[Sequence[int]], # token ids, unpadded
     tokens: Sequence[int], # the vocabulary rows wanted
-    batch_tokens: int = 16384, # padded tokens in a batch
+    batch_tokens: int = 16384, # padded tokens in a batch, the shared beginning included
 ): # float32 tensor (sequences, tokens)
-    "Next-token logits of `tokens` after each sequence, by one forward pass each."
+    "Next-token logits of `tokens` after each sequence, by one forward pass each over what it does not share with all others."
     import torch
     device, out = model.device, torch.empty(len(ids), len(tokens))
     with torch.inference_mode():
         head = model.get_output_embeddings()
         weight, bias = head.weight[list(tokens)], head.bias[list(tokens)] if getattr(head, "bias", None) is not None else None
+        n, cache = shared_head(model, ids)
         for batch in token_batches([len(i) for i in ids], batch_tokens):
-            padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids[i]) for i in batch], batch_first=True)
-            hidden = model.get_decoder()(input_ids=padded.to(device), use_cache=False).last_hidden_state
-            last = hidden[torch.arange(len(batch), device=device), torch.tensor([len(ids[i]) - 1 for i in batch], device=device)]
+            padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids[i][n:]) for i in batch], batch_first=True)
+            read = dict(past_key_values=_copies(cache, len(batch))) if n else dict(use_cache=False)
+            hidden = model.get_decoder()(input_ids=padded.to(device), **read).last_hidden_state
+            last = hidden[torch.arange(len(batch), device=device), torch.tensor([len(ids[i]) - n - 1 for i in batch], device=device)]
             out[batch] = torch.nn.functional.linear(last, weight, bias).float().cpu()
     return out
 
@@ -203,7 +224,7 @@ def choose_labels(
         depth += 1
     return [chosen[i] for i in range(len(ids))]
 
-# %% ../nbs/11a_evaluate.ipynb #318032b5
+# %% ../nbs/11a_evaluate.ipynb #c69401a2
 def stop_tokens(
     tokenizer: Any, # the model's
     chat: bool = False, # line breaks do not stop a chat answer
@@ -220,17 +241,20 @@ def _padding(ids, right, device):
     pad = lambda row, value: list(row) + value*(width - len(row)) if right else value*(width - len(row)) + list(row)
     return [torch.tensor([pad(r, [0]) for r in rows], device=device) for rows in (ids, [[1]*len(i) for i in ids])]
 
-def _prefill(model, ids):
+def _prefill(model, ids, head, new):
     "The mask, the logits after each prompt, and the cache."
     import torch
-    right = "sliding_attention" not in (getattr(model.config.get_text_config(), "layer_types", None) or ())
-    padded, mask = _padding(ids, right, model.device)
+    (n, cache), config = head, model.config.get_text_config()
+    right = "sliding_attention" not in (getattr(config, "layer_types", None) or ()) or max(map(len, ids)) + new <= config.sliding_window
+    if not right: n = 0
+    padded, mask = _padding([i[n:] for i in ids], right, model.device)
     extra = {} if right else dict(attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
-    out = model.get_decoder()(input_ids=padded, use_cache=True, **extra)
-    last = torch.tensor([len(i) - 1 if right else -1 for i in ids], device=model.device)
-    return mask, model.get_output_embeddings()(out.last_hidden_state[torch.arange(len(ids), device=model.device), last]), out.past_key_values
+    out = model.get_decoder()(input_ids=padded, past_key_values=_copies(cache, len(ids)) if n else None, use_cache=True, **extra)
+    last = torch.tensor([len(i) - n - 1 if right else -1 for i in ids], device=model.device)
+    logits = model.get_output_embeddings()(out.last_hidden_state[torch.arange(len(ids), device=model.device), last])
+    return torch.cat([mask.new_ones(len(ids), n), mask], 1), logits, out.past_key_values
 
-# %% ../nbs/11a_evaluate.ipynb #80bae73f
+# %% ../nbs/11a_evaluate.ipynb #5ad7384c
 def _step(model, token, mask, cache):
     "One more token for each row: the longer mask and the next logits."
     import torch
@@ -243,13 +267,14 @@ def decode_batch(
     ids: Sequence[Sequence[int]], # prompts of one batch
     budgets: Sequence[int], # new tokens, per prompt
     stop: Any, # tensor of token ids that end an answer
+    head: tuple[int, Any] = (0, None), # from `shared_head`
 ) -> list[list[int]]: # new tokens, the stopping one included
     "Greedy decoding; a finished row leaves the batch."
     import torch
     answers, rows = [[] for _ in ids], torch.arange(len(ids), device=model.device)
     limits = torch.tensor(budgets, device=model.device)
     with torch.inference_mode():
-        mask, logits, cache = _prefill(model, ids)
+        mask, logits, cache = _prefill(model, ids, head, max(budgets))
         for step in range(1, max(budgets) + 1):
             token = logits.argmax(-1)
             for r, t in zip(rows.tolist(), token.tolist()): answers[r].append(t)
@@ -262,7 +287,7 @@ def decode_batch(
             mask, logits = _step(model, token, mask, cache)
     return answers
 
-# %% ../nbs/11a_evaluate.ipynb #b850111c
+# %% ../nbs/11a_evaluate.ipynb #f109ed41
 def decode_tokens(
     model: Any, # a transformers causal language model
     ids: Sequence[Sequence[int]], # prompts
@@ -272,9 +297,9 @@ def decode_tokens(
 ) -> list[list[int]]: # new tokens, the stopping one included
     "Greedy answers to many prompts, in order."
     import torch
-    stop, out = torch.tensor(list(stop), device=model.device), [[] for _ in ids]
+    stop, out, head = torch.tensor(list(stop), device=model.device), [[] for _ in ids], shared_head(model, ids)
     for batch in token_batches([len(i) for i in ids], batch_tokens, max(budgets, default=0)):
-        for i, new in zip(batch, decode_batch(model, [ids[i] for i in batch], [budgets[i] for i in batch], stop)): out[i] = new
+        for i, new in zip(batch, decode_batch(model, [ids[i] for i in batch], [budgets[i] for i in batch], stop, head)): out[i] = new
     return out
 
 def decode(

@@ -74,7 +74,7 @@ def mask_picture(
     ax.set(xlim=(-1, width), ylim=(-max(c[1] for c in cells) - 0.8, 0.8)); ax.axis("off")
     return fig
 
-# %% ../nbs/10_students.ipynb #83b36756
+# %% ../nbs/10_students.ipynb #ca343574
 def bf16_pays() -> bool: # is bf16 faster than fp32 on this machine?
     "True on a CUDA device with bf16, or a CPU with bf16 instructions."
     import torch
@@ -88,7 +88,7 @@ def training_arguments(
     folder: Path, # for checkpoints
     rows: int = 12800, # training rows, to space the points of the loss curve
     seed: int|None = None, # of batch order and dropout; the settings' if None
-    processes: int = 1, # GPUs
+    processes: int = 1, # GPUs, one a process or all in one
     bf16: bool|None = None, # None: where it pays
 ): # trl.SFTConfig
     "The schedule (PAPER section E) as trl's configuration."
@@ -142,12 +142,71 @@ def weighted_loss(
     keep = inputs["attention_mask"].bool() & (torch.rand(ids.shape) < lm_share).to(ids.device) if lm_weight else torch.zeros_like(answer)
     return base_loss(model, ids, answer, keep, lm_weight, power)[0]
 
-# %% ../nbs/10_students.ipynb #60f9cc96
+# %% ../nbs/10_students.ipynb #bda75870
+def _texts(batch):
+    "The rows of a padded batch, or the texts of a packed one, without padding."
+    if "attention_mask" in batch: spans = [(row, 0, n) for row, n in enumerate(batch["attention_mask"].sum(1).tolist())]
+    else: spans = [(0, a, b) for a, b in zip(batch["cu_seq_lens_q"].tolist(), batch["cu_seq_lens_q"][1:].tolist())]
+    return [{k: batch[k][row, a:b].tolist() for k in ("input_ids", "labels")} for row, a, b in spans]
+
+def _parts(batch, n):
+    "The texts of a batch in at most `n` groups of about as many tokens."
+    texts, groups, seen = _texts(batch), {}, 0
+    total = sum(len(t["labels"]) for t in texts)
+    for t in texts:
+        groups.setdefault(int(n * (seen + len(t["labels"]) / 2) / total), []).append(t)
+        seen += len(t["labels"])
+    return list(groups.values())
+
+def _row_weight(texts, power):
+    "What rows weigh together in `weighted_loss`."
+    return sum(max(1, sum(l != -100 for l in t["labels"][1:])) ** (1 - power) for t in texts)
+
+# %% ../nbs/10_students.ipynb #87af9aa1
+def _frugal_trainer(batch, power):
+    "SFTTrainer that takes micro-batches in parts once memory has run out."
+    import warnings
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+    from trl import SFTTrainer
+    class Frugal(SFTTrainer):
+        parts, share, window = 1, 1.0, () # share: of a part in its micro-batch; window: the micro-batches since the last optimizer step
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            self.window = (*self.window, inputs)
+            todo = self.window[-1:]
+            while (loss := self._attempt(model, todo, num_items_in_batch)) is None:
+                self._halve(model)
+                todo = self.window
+            if self.accelerator.sync_gradients: self.window = ()
+            return loss
+        def _attempt(self, model, todo, items):
+            "The last micro-batch's loss; None if memory ran out."
+            try:
+                for whole in todo: loss = self._step(model, whole, items)
+                return loss
+            except RuntimeError as e:
+                if not should_reduce_batch_size(e): raise
+        def _step(self, model, whole, items):
+            if self.parts == 1: return super().training_step(model, whole, items)
+            loss, groups = 0, _parts(whole, self.parts)
+            for texts in groups:
+                self.share = _row_weight(texts, power) / sum(_row_weight(g, power) for g in groups)
+                loss = loss + super().training_step(model, self.data_collator(texts), items)
+            return loss
+        def _halve(self, model):
+            "Forget the broken gradients and double the number of parts."
+            model.zero_grad(); clear_device_cache(garbage_collection=True)
+            n, again = self.accelerator.num_processes, f"train_batch = {batch // 2} and train_accumulation = {2 * self.args.gradient_accumulation_steps * self.accelerator.num_processes}"
+            if n > 1: raise UserError(f"Out of memory with train_batch = {batch} in {n} processes. Set {again}, which is the same effective batch, and run the same command again.")
+            if self.parts >= max(len(_texts(w)) for w in self.window): raise UserError("Out of memory on a single training row. Lower train_max_length, or set train_gradient_checkpointing = true or train_lora_r = 16.")
+            self.parts *= 2
+            warnings.warn(f"Out of memory at step {self.state.global_step + 1}: micro-batches of {batch} rows are taken in {self.parts} parts from here on. The effective batch stays {self.args.train_batch_size * self.args.gradient_accumulation_steps}.", stacklevel=2)
+    return Frugal
+
+# %% ../nbs/10_students.ipynb #d307db8b
 def _trainer_class(batch, power, lm_weight):
-    "SFTTrainer that takes its batches from `length_batches` (unless rows are packed) and prints nothing."
+    "The trainer that takes its batches from `length_batches` (unless rows are packed) and prints nothing."
     import torch
     from transformers.trainer_callback import PrinterCallback
-    from trl import SFTTrainer
     class Order(torch.utils.data.Sampler):
         def __init__(self, lengths, seed): self.lengths, self.seed, self.epoch = lengths, seed, 0
         def __len__(self): return len(self.lengths)
@@ -155,13 +214,13 @@ def _trainer_class(batch, power, lm_weight):
         def __iter__(self):
             batches = length_batches(self.lengths, batch, random.Random(f"{self.seed}/{self.epoch}"))
             return iter([i for b in sorted(batches, key=lambda b: len(b) < batch) for i in b])
-    class Distiller(SFTTrainer):
+    class Distiller(_frugal_trainer(batch, power)):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             self.remove_callback(PrinterCallback)
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             if not power and not lm_weight: return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            with self.accelerator.autocast(): loss = weighted_loss(model, inputs, power, lm_weight) # accelerate puts autocast into model.forward, which is not called here
+            with self.accelerator.autocast(): loss = self.share * weighted_loss(model, inputs, power, lm_weight) # accelerate puts autocast into model.forward, which is not called here
             if num_items_in_batch is not None: loss = loss / self.current_gradient_accumulation_steps
             return (loss, {}) if return_outputs else loss
         def _get_train_sampler(self, train_dataset=None):
@@ -169,7 +228,7 @@ def _trainer_class(batch, power, lm_weight):
             return Order([len(ids) for ids in self.train_dataset["input_ids"]], self.args.seed)
     return Distiller
 
-# %% ../nbs/10_students.ipynb #7a1429d9
+# %% ../nbs/10_students.ipynb #83398921
 def finetune(
     model: Any, # a causal language model, changed in place
     tokenizer: Any, # its tokenizer
@@ -191,7 +250,7 @@ def finetune(
     processes = int(os.environ.get("WORLD_SIZE", 1))
     devices = processes if processes > 1 else torch.cuda.device_count()
     if own and devices > 1: raise UserError(f"{own} = {getattr(settings, own)} weighs rows within one process on one device, and this run has {devices}. Set CUDA_VISIBLE_DEVICES=0, or {own} = 0, the paper's loss.")
-    args = training_arguments(settings, work, len(encoded), seed, processes)
+    args = training_arguments(settings, work, len(encoded), seed, max(1, devices))
     model.config.use_cache = False
     trainer = _trainer_class(settings.train_batch, settings.train_length_power, settings.train_lm_weight)(model=model, args=args, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer, peft_config=_lora(settings), callbacks=[_progress(name)])
     begin = time.perf_counter()
@@ -200,7 +259,7 @@ def finetune(
     curve = [{k: round(e[k], 6) for k in CURVE if k in e} for e in trainer.state.log_history if "loss" in e]
     model = trainer.model.merge_and_unload() if settings.train_lora_r else trainer.model
     model.config.use_cache = True
-    log = dict(counts=counts, steps=trainer.state.global_step, precision="bf16" if args.bf16 else "fp32", lora_r=settings.train_lora_r, final_loss=curve[-1]["loss"], curve=curve)
+    log = dict(counts=counts, steps=trainer.state.global_step, precision="bf16" if args.bf16 else "fp32", micro_batch=max(1, settings.train_batch // trainer.parts), lora_r=settings.train_lora_r, final_loss=curve[-1]["loss"], curve=curve)
     return model, log | dict(tokens_per_second=round(counts["tokens"] * settings.train_epochs / seconds))
 
 # %% ../nbs/10_students.ipynb #a909e630

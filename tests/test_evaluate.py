@@ -1,8 +1,8 @@
 "Prompts, prediction and the evaluation stage against slow twins on tiny random models."
 import random
 import pytest
-from compeffdist.evaluate import (Answer, Item, Student, TeacherStudent, _array_answer, block, budget, build_items, build_prompt, choose_labels, collisions, decode, encode, evaluate,
-    evaluation_stage, fit_prompts, item_row, label_paths, last_logits, one_line, pick_items, stop_tokens, summary, token_batches)
+from compeffdist.evaluate import (Answer, Item, Student, TeacherStudent, _array_answer, block, budget, build_items, build_prompt, choose_labels, collisions, decode, decode_tokens, encode, evaluate,
+    evaluation_stage, fit_prompts, item_row, label_paths, last_logits, one_line, pick_items, shared_head, stop_tokens, summary, token_batches)
 from compeffdist.sentibench import TASKS, render, score
 from compeffdist.settings import UserError, load_settings
 from compeffdist.store import ResponseRecord, Store, text_hash, write_json
@@ -126,6 +126,43 @@ def test_last_logits_equal_a_plain_forward(model, tokenizer):
     ids = [[rng.randrange(2, len(tokenizer)) for _ in range(rng.randint(1, 90))] for _ in range(15)]
     with torch.inference_mode(): slow = torch.stack([model(torch.tensor([i])).logits[0, -1, [5, 9, 7]] for i in ids])
     assert torch.allclose(last_logits(model, ids, [5, 9, 7], 300), slow, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", [1, 20, 50, 89]) # the sliding window of the Gemma has 32 tokens
+def test_a_shared_beginning_is_read_once_and_changes_nothing(model, tokenizer, head, monkeypatch):
+    import torch
+    rng = random.Random(head)
+    draw = lambda n: [rng.randrange(2, len(tokenizer)) for _ in range(n)]
+    shared = draw(head)
+    ids = [shared + [2 + i] + draw(rng.randint(0, 60)) for i in range(9)] + [shared] # one is nothing but the shared beginning
+    with torch.inference_mode(): slow = torch.stack([model(torch.tensor([i])).logits[0, -1, [5, 9, 7]] for i in ids])
+    read, forward = [], model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda input_ids=None, **k: read.append(input_ids.shape) or forward(input_ids=input_ids, **k))
+    assert torch.allclose(last_logits(model, ids, [5, 9, 7], 400), slow, atol=1e-4)
+    if head > 1: assert read[0] == (1, head - 1) and max(w for _, w in read[1:]) <= 62
+    budgets = [3 + i % 4 for i in range(len(ids))]
+    together = decode_tokens(model, ids, budgets, [0], 600)
+    alone = [decode_tokens(model, [i], [n], [0])[0] for i, n in zip(ids, budgets)]
+    plain = [model.generate(torch.tensor([i]), attention_mask=torch.ones(1, len(i), dtype=torch.long), max_new_tokens=n, do_sample=False, eos_token_id=0, pad_token_id=1)[0, len(i):].tolist() for i, n in zip(ids, budgets)]
+    assert together == alone == plain
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_shipped_students_say_the_same_with_and_without_a_shared_beginning(family, tmp_path):
+    "Labels and arrays of many prompts in one call against a call for each prompt, which shares nothing."
+    from compeffdist.base import students_folder
+    from compeffdist.students import load_student
+    from compeffdist.texts import write_benchmark
+    model, tokenizer = load_student(students_folder()/family)
+    model.eval()
+    write_benchmark(tmp_path, 20, 12, 1)
+    for name, shots in (("twitter", 2), ("tweeteval", 0), ("acsa_rest16", 1), ("asqp_rest16", 0)):
+        task = TASKS[name]
+        ids = encode(tokenizer, [i.prompt for i in build_items(tmp_path, [name], shots, [1])])
+        assert shared_head(model, ids)[0] > 15 and shared_head(model, ids[:1]) == (0, None)
+        if task.labels: say = lambda part: choose_labels(model, part, label_paths(task, tokenizer), 1500)
+        else: say = lambda part: decode(model, tokenizer, part, [20]*len(part), 3000)
+        assert say(ids) == [say([i])[0] for i in ids]
 
 
 class Spelled:

@@ -63,7 +63,7 @@ def test_a_free_answer_says_whether_it_is_complete(analyzer, monkeypatch):
     tok = analyzer.tokenizer
     line, end = tok("a line]\nand another", add_special_tokens=False).input_ids, tok.eos_token_id
     script = [line + [end], line[:3]] # one ends, one is cut off; neither stops at a line break or a bracket
-    def scripted(model, ids, budgets, stop):
+    def scripted(model, ids, budgets, stop, head):
         assert stop.tolist() == [end]
         return [script[len(i) % 2][:b] for i, b in zip(ids, budgets)]
     monkeypatch.setattr(evaluate, "decode_batch", scripted)

@@ -128,12 +128,53 @@ def test_an_interrupted_run_ends_with_the_same_weights(tok, tmp_path, monkeypatc
     assert log["steps"] == 36
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters()))
 
+def too_large(m, limit, backward):
+    "Hooks that ask the allocator for a petabyte when a forward (or backward) pass sees more than `limit` tokens; returns the sizes that went through."
+    import torch
+    done = []
+    def check(ids):
+        if ids.numel() > limit: torch.empty(1 << 50)
+        done.append(ids.numel())
+    def forward(module, args, kwargs, out=None):
+        ids = kwargs["input_ids"]
+        if not backward: return check(ids)
+        out.last_hidden_state.register_hook(lambda grad: check(ids))
+    if backward: m.get_decoder().register_forward_hook(forward, with_kwargs=True)
+    else: m.get_decoder().register_forward_pre_hook(forward, with_kwargs=True)
+    return done
+
+@pytest.mark.parametrize("backward, over", [(False, {}), (True, {}), (False, dict(train_length_power=1.0)), (True, dict(train_length_power=0.5)), (False, dict(train_packing=True, train_max_length=48, train_accumulation=1))])
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(tok, tmp_path, backward, over):
+    import torch
+    rows = [dict(r, answer=r["answer"] + " indeed" * (i % 3)) for i, r in enumerate(ROWS)]
+    s = settings(**dict(dict(train_epochs=1, train_batch=4, train_accumulation=2, train_lr=1e-3), **over))
+    whole, free = students.finetune(model(tok), tok, rows, s, tmp_path/"whole", seed=3)
+    m = model(tok)
+    done = too_large(m, 70, backward)
+    with pytest.warns(UserWarning, match=rf"Out of memory at step 1: micro-batches of 4 rows are taken in \d parts .* effective batch stays {4 * s.train_accumulation}"):
+        cut, log = students.finetune(m, tok, rows, s, tmp_path/"cut", seed=3)
+    assert free["micro_batch"] == 4 and log["micro_batch"] < 4 and log["steps"] == free["steps"] and max(done) <= 70
+    for a, b in zip(free["curve"], log["curve"]): assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=1e-3) # Adam does not see a wrong scale, these do
+    for (name, a), b in zip(whole.named_parameters(), cut.parameters()): assert torch.allclose(a, b, atol=2e-5), name
+    assert not all(torch.equal(a, b) for a, b in zip(model(tok).parameters(), cut.parameters()))
+
+def test_out_of_memory_on_a_single_row_and_other_errors(tok, tmp_path, monkeypatch):
+    m = model(tok); too_large(m, 5, False)
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="single training row. Lower train_max_length"): students.finetune(m, tok, ROWS, settings(), tmp_path/"a")
+    m = model(tok)
+    def broken(*args): raise RuntimeError("no such kernel")
+    m.get_decoder().register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="no such kernel"): students.finetune(m, tok, ROWS, settings(), tmp_path/"b")
+
 def test_the_papers_schedule():
     args = students.training_arguments(load_settings("paper"), Path("unused"), bf16=True, processes=2)
     assert (args.learning_rate, args.num_train_epochs, args.lr_scheduler_type, args.warmup_steps) == (5e-5, 4, "cosine", 0)
     assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon, args.weight_decay, args.max_grad_norm) == (0.9, 0.999, 1e-8, 0.1, 1.0)
     assert (args.max_length, args.packing, args.bf16, args.seed) == (2048, True, True, 42)
     assert args.per_device_train_batch_size == 8 and args.per_device_train_batch_size * args.gradient_accumulation_steps * 2 == 128
+
+def test_the_effective_batch_is_the_papers_on_any_number_of_gpus():
+    for n in (1, 2, 4, 8, 16): assert (a := students.training_arguments(load_settings("paper"), Path("unused"), bf16=True, processes=n)).per_device_train_batch_size * a.gradient_accumulation_steps * n == 128
 
 def test_packing_runs(tok, tmp_path):
     _, log = students.finetune(model(tok), tok, ROWS, settings(train_packing=True, train_length_power=0, train_epochs=1), tmp_path)

@@ -702,6 +702,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'compeffdist.report': { 'compeffdist.report._deviations': ('report.html#_deviations', 'compeffdist/report.py'),
                                     'compeffdist.report._figures': ('report.html#_figures', 'compeffdist/report.py'),
                                     'compeffdist.report._html': ('report.html#_html', 'compeffdist/report.py'),
+                                    'compeffdist.report._labelled': ('report.html#_labelled', 'compeffdist/report.py'),
                                     'compeffdist.report._run': ('report.html#_run', 'compeffdist/report.py'),
                                     'compeffdist.report._tables': ('report.html#_tables', 'compeffdist/report.py'),
                                     'compeffdist.report.write_report': ('report.html#write_report', 'compeffdist/report.py')},

@@ -15,8 +15,8 @@ from typing import Any, Sequence
 from .settings import Settings, UserError
 from .store import Store, derive_seed, text_hash, write_rows
 
-# %% ../nbs/08_difficulty.ipynb #b99020b5
-BLOCK = 2**20 # logits worked on at a time: small enough for a CPU's cache
+# %% ../nbs/08_difficulty.ipynb #4dc84891
+BLOCK = dict(cpu=2**17, other=2**23) # logits worked on at a time: small enough for a CPU's cache, large enough to keep a GPU busy
 EDGE = 1e-9   # relative slack of "reaches top_p", so that 19 of 20 equal tokens reach 0.95 in spite of rounding
 
 def _check_logits(logits, targets, top_p):
@@ -27,17 +27,28 @@ def _check_logits(logits, targets, top_p):
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
         raise UserError(f"A target token id lies outside the model's vocabulary (0 to {logits.shape[1] - 1}): {int(targets.min())} to {int(targets.max())}. Do tokenizer and model belong together?")
 
+def _on_cpu(x): return x.device.type == "cpu"
+
+def _blocks(logits, targets):
+    "First row, float32 logits and targets of one block after another."
+    step = max(1, BLOCK["cpu" if _on_cpu(logits) else "other"] // logits.shape[1])
+    for s in range(0, len(targets), step): yield s, logits[s:s + step].detach().float(), targets[s:s + step]
+
 def _check_top(top, first_row=0):
     "NaN and infinities show in the largest logit of a row."
     bad = (~top.isfinite()).nonzero()
     if len(bad): raise UserError(f"The logits of position {first_row + int(bad[0])} are not usable (largest value {top[bad[0]].item()}). NaN or infinity usually means overflow: load the model in float32 or bfloat16.")
 
-# %% ../nbs/08_difficulty.ipynb #214fd3db
-def _ahead(x, targets, own):
-    "True for the tokens that stand before the target: larger logit, or equal and smaller id."
-    import torch
+# %% ../nbs/08_difficulty.ipynb #f379ffc4
+def _ranks(x, targets):
+    "How many tokens stand before the target: larger logit, or equal and smaller id."
+    import numpy as np, torch
+    own = x.gather(1, targets[:, None])
+    if _on_cpu(x): # one pass, as a row is cut at its target
+        rows = zip(x.numpy(), targets.tolist(), own[:, 0].numpy())
+        return torch.tensor([np.count_nonzero(r[:t] >= o) + np.count_nonzero(r[t + 1:] > o) for r, t, o in rows], dtype=torch.int64)
     ids = torch.arange(x.shape[1], device=x.device)
-    return (x > own) | ((x == own) & (ids < targets[:, None]))
+    return torch.where(ids < targets[:, None], x >= own, x > own).sum(-1)
 
 def token_ranks(
     logits: "torch.Tensor", # [T, V] next-token logits
@@ -47,46 +58,37 @@ def token_ranks(
     import torch
     _check_logits(logits, targets, 1.0)
     ranks = torch.zeros(len(targets), dtype=torch.int64, device=logits.device)
-    for s in range(0, len(targets), step := max(1, BLOCK // logits.shape[1])):
-        x, t = logits[s:s + step], targets[s:s + step]
-        ranks[s:s + step] = _ahead(x, t, x.gather(1, t[:, None])).sum(-1)
+    for s, x, t in _blocks(logits, targets): ranks[s:s + len(t)] = _ranks(x, t)
     return ranks
 
-# %% ../nbs/08_difficulty.ipynb #6596ffa0
+# %% ../nbs/08_difficulty.ipynb #54823f8c
 def _nucleus_sizes(weights, goal, top_p):
     "Sizes of the nuclei of unnormalised probabilities [T, V]; `goal` [T] is the mass to reach, in the same unit."
-    import torch
-    T, V = weights.shape
+    import numpy as np, torch
     if top_p == 1: return (weights >= 0).sum(-1)
-    sizes, left = torch.zeros(T, dtype=torch.int64, device=weights.device), torch.arange(T, device=weights.device)
-    for k in (64, 1024, V):
-        if not len(left): break
-        mass = weights[left].topk(min(k, V)).values.double().cumsum(-1)
-        size = (mass < goal[left, None]).sum(-1) + 1
-        done = (size <= mass.shape[1]) | (mass.shape[1] == V)
-        sizes[left[done]] = size[done].clamp(max=V)
-        left = left[~done]
-    return sizes
+    V = weights.shape[1]
+    cut = goal * (1 / top_p - 1) / V / 2 # half, so that rounding decides nothing
+    if _on_cpu(weights):
+        mass = (np.sort(w[w > c])[::-1].cumsum(dtype=np.float64) for w, c in zip(weights.numpy(), cut.tolist()))
+        return torch.tensor([np.searchsorted(m, g) + 1 for m, g in zip(mass, goal.tolist())], dtype=torch.int64).clamp(max=V)
+    k = int((weights > cut[:, None]).sum(-1).amax())
+    return ((weights.topk(k).values.double().cumsum(-1) < goal[:, None]).sum(-1) + 1).clamp(max=V)
 
-# %% ../nbs/08_difficulty.ipynb #eed7c1af
+# %% ../nbs/08_difficulty.ipynb #77974358
 def _block_scores(x, targets, top_p, first_row):
     "Token scores of a few rows of float32 logits."
     import torch
-    top, winner = x.max(-1)
-    _check_top(top, first_row)
-    scores, hard = torch.zeros(len(x), device=x.device), (winner != targets).nonzero()[:, 0]
+    _check_top(top := x.amax(-1), first_row)
+    rank = _ranks(x, targets)
+    scores, hard = torch.zeros(len(x), device=x.device), (rank > 0).nonzero()[:, 0]
     if not len(hard): return scores
-    x, targets, top = x[hard], targets[hard], top[hard, None]
-    own = x.gather(1, targets[:, None])
-    ahead = _ahead(x, targets, own)
-    rank, weights = ahead.sum(-1, dtype=torch.int32), (x - top).exp_()
+    if len(hard) < len(x): x, top, rank, targets = x[hard], top[hard], rank[hard], targets[hard]
+    weights = (x - top[:, None]).exp_()
     goal = weights.sum(-1, dtype=torch.float64) * top_p * (1 - EDGE)
-    before = (weights * ahead).sum(-1, dtype=torch.float64)
-    inside = (own[:, 0] > -math.inf) if top_p == 1 else before < goal
-    if top_p == 1: weights = torch.where(x > -math.inf, weights, -1.0)
-    value, inner = torch.ones(len(x), device=x.device), inside.nonzero()[:, 0]
-    if len(inner): value[inner] = (rank[inner].double() / _nucleus_sizes(weights[inner], goal[inner], top_p)).float()
-    scores[hard] = value.where(rank > 0, 0.0)
+    if top_p == 1: weights = torch.where(x > -math.inf, weights, -1.0) # a nucleus of all tokens that can be
+    size = _nucleus_sizes(weights, goal, top_p)
+    inside = rank < size # the mass that stands before the token does not reach top_p
+    scores[hard] = torch.where(inside, rank.double() / size, 1.0).float()
     return scores
 
 def token_rank_scores(
@@ -98,11 +100,10 @@ def token_rank_scores(
     import torch
     _check_logits(logits, targets, top_p)
     out = torch.zeros(len(targets), dtype=torch.float32, device=logits.device)
-    for s in range(0, len(targets), step := max(1, BLOCK // logits.shape[1])):
-        out[s:s + step] = _block_scores(logits[s:s + step].float(), targets[s:s + step], top_p, s)
+    for s, x, t in _blocks(logits, targets): out[s:s + len(t)] = _block_scores(x, t, top_p, s)
     return out
 
-# %% ../nbs/08_difficulty.ipynb #1d388b4e
+# %% ../nbs/08_difficulty.ipynb #1cfd81a1
 def token_nll(
     logits: "torch.Tensor", # [T, V]
     targets: "torch.Tensor", # [T]
@@ -111,11 +112,10 @@ def token_nll(
     import torch
     _check_logits(logits, targets, 1.0)
     out = torch.zeros(len(targets), dtype=torch.float64, device=logits.device)
-    for s in range(0, len(targets), step := max(1, BLOCK // logits.shape[1])):
-        x, t = logits[s:s + step].float(), targets[s:s + step]
+    for s, x, t in _blocks(logits, targets):
         _check_top(top := x.amax(-1), s)
         total = (x - top[:, None]).exp_().sum(-1, dtype=torch.float64)
-        out[s:s + step] = total.log() + top.double() - x.gather(1, t[:, None])[:, 0].double()
+        out[s:s + len(t)] = total.log() + top.double() - x.gather(1, t[:, None])[:, 0].double()
     return out
 
 # %% ../nbs/08_difficulty.ipynb #5224cbd3
@@ -287,7 +287,7 @@ def _fill(new, metric, values, skip_top_rank, per_token):
     if metric == "ifd": new["ifd_score"] = _perplexity(first) / _perplexity(values[1])
     if per_token: new |= dict(token_values=first) | (dict(token_ranks=values[1]) if metric == "rank" else {})
 
-# %% ../nbs/08_difficulty.ipynb #988c7ae6
+# %% ../nbs/08_difficulty.ipynb #9396fe69
 def _run(model, tokenizer, encoded, metric, top_p, batch_tokens, exact, per_token, names, done, keys, save, progress):
     "Token values per sample for the metrics that need the model; `save(key, values)` is called for each finished sample."
     import torch
@@ -298,7 +298,7 @@ def _run(model, tokenizer, encoded, metric, top_p, batch_tokens, exact, per_toke
     good = [e for e in encoded if not e.error]
     for e in good:
         if max(e.ids) >= vocab: raise UserError(f"{names[e.row]}: token id {max(e.ids)} does not exist in the model (its vocabulary has {vocab}). Tokenizer and model do not belong together.")
-    if good and any(keys[e.row] not in done for e in good): _check_parts(model, decoder, project, torch.tensor([good[0].ids[:64]], device=device), names[good[0].row])
+    if good and any(keys[e.row] not in done for e in good): _check_parts(model, decoder, project, torch.tensor([good[0].ids[:16]], device=device), names[good[0].row])
     for plan in tqdm(plan_batches([len(e.ids) for e in good], batch_tokens, exact), desc="scoring", disable=not progress, mininterval=2):
         batch = [good[i] for i in plan]
         if all(keys[e.row] in done for e in batch): continue

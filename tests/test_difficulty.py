@@ -2,6 +2,7 @@
 import json, math
 import numpy as np, pytest, torch
 from hypothesis import given, settings as hyp, strategies as st
+from compeffdist import difficulty
 from compeffdist.difficulty import METRICS, answer_rank_score, encode_sample, plan_batches, score, token_nll, token_rank_scores, token_ranks
 from compeffdist.settings import UserError
 
@@ -71,6 +72,19 @@ def test_large_vocabulary_takes_every_route_of_the_nucleus(scale):
     targets = order[torch.arange(6), torch.tensor([0, 1, 40, 500, 5000, 19_000])]
     slow = [slow_rank_score(x, t, 0.95) for x, t in zip(logits, targets)]
     assert np.allclose(token_rank_scores(logits, targets), slow, atol=1e-4)
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.95, 1.0])
+@pytest.mark.parametrize("scale", [0, 0.3, 8])
+def test_the_way_of_a_gpu_gives_what_the_way_of_a_cpu_gives(scale, top_p, monkeypatch):
+    logits = torch.randn(60, 3000, generator=torch.Generator().manual_seed(2)) * scale
+    logits[::2] = logits[::2].round()
+    logits[:, 5::7] = -math.inf
+    targets = logits.argsort(descending=True, dim=-1)[torch.arange(60), torch.arange(60) ** 2 * 2999 // 3481]
+    here = token_rank_scores(logits, targets, top_p), token_ranks(logits, targets)
+    assert len(here[0].unique()) > 1
+    monkeypatch.setattr(difficulty, "_on_cpu", lambda x: False)
+    assert all(torch.equal(a, b) for a, b in zip(here, (token_rank_scores(logits, targets, top_p), token_ranks(logits, targets))))
 
 
 def test_a_row_scores_the_same_alone_and_among_others():

@@ -1,5 +1,5 @@
 "The report: complete, self-contained, well-formed, honest about what is missing."
-import html.parser, json, re
+import html, html.parser, json, re, shutil, subprocess
 from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -68,3 +68,35 @@ def test_the_committed_page_is_well_formed_and_shows_what_is_there(profile):
     tree = parse((root/"index.html").read_text(encoding="utf-8"))
     assert tree.faults == [] and {p.stem for p in [*(root/"figures").glob("*.png"), *(root/"tables").glob("*.md")]} <= set(tree.ids)
     assert all((root/l).is_file() for l in tree.links if not l.startswith(("#", "notebooks/")))
+
+WATCH = """<script>const faults=[];addEventListener("error",e=>faults.push(e.message||"not loaded: "+e.target.tagName),true);console.error=console.warn=(...a)=>faults.push(a.join(" "));
+addEventListener("load",()=>parent.postMessage({width:innerWidth,scroll:document.documentElement.scrollWidth,height:document.documentElement.scrollHeight,images:document.images.length,blank:[...document.images].filter(i=>!i.naturalWidth).length,faults},"*"))</script>"""
+
+def browse(page, tmp_path):
+    "What headless Chromium sees at phone and desktop width, by width, and a screenshot of both side by side."
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if not chromium: pytest.skip("no chromium or chrome on this machine: the report was not looked at")
+    (tmp_path/"page.html").write_text(page.replace("<head>", "<head>" + WATCH, 1), encoding="utf-8")
+    frames = "".join(f'<iframe src="page.html" width="{w}" height="900" style="border:0"></iframe>' for w in (390, 1280))
+    (tmp_path/"frames.html").write_text(f'<!doctype html><body style="margin:0;white-space:nowrap">{frames}<pre></pre><script>onmessage=e=>document.querySelector("pre").append(JSON.stringify(e.data)+"\\n")</script>', encoding="utf-8")
+    run = lambda *a: subprocess.run([chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars", "--virtual-time-budget=15000", "--window-size=1700,950", f"--user-data-dir={tmp_path/'browser'}", *a, (tmp_path/"frames.html").as_uri()], capture_output=True, text=True, timeout=120)
+    seen = re.search(r"<pre>(.*?)</pre>", run("--dump-dom").stdout, re.S)[1]
+    run(f"--screenshot={tmp_path/'seen.png'}")
+    return {s["width"]: s for s in map(json.loads, html.unescape(seen).splitlines())}, tmp_path/"seen.png"
+
+@pytest.mark.parametrize("profile", ["tiny", "mini"])
+def test_a_browser_shows_the_report_whole_on_a_desk_and_on_a_phone(profile, tmp_path):
+    source = ROOT/"outputs"/profile
+    for part in ("figures", "tables"): shutil.copytree(source/part, tmp_path/profile/part)
+    shutil.copy(source/"manifest.json", tmp_path/profile)
+    page = write_report(Store(load_settings(profile, outputs=str(tmp_path))), "A note.", dict(seed=1)).read_text(encoding="utf-8")
+    seen, picture = browse(page, tmp_path)
+    assert set(seen) == {390, 1280}
+    for s in seen.values(): assert s["scroll"] <= s["width"] and s["blank"] == 0 and s["images"] == len(list((source/"figures").glob("*.png"))) and s["faults"] == [] and s["height"] > 5000
+    pixels = plt.imread(picture)[:, :, :3]
+    for left, right in ((0, 390), (390, 1660)): assert .02 < (pixels[:900, left:right].mean(2) < .6).mean() < .5, "text on white, not blank and not black"
+
+def test_the_browser_test_sees_a_broken_page(store, tmp_path):
+    broken = '<div style="width:2000px">wide</div><img alt="x" src="data:image/png;base64,AAAA"><script>missing()</script></body>'
+    seen, _ = browse(write_report(store, "", {}).read_text(encoding="utf-8").replace("</body>", broken), tmp_path)
+    assert len(seen) == 2 and all(s["scroll"] > s["width"] and s["blank"] == 1 and len(s["faults"]) == 2 for s in seen.values())

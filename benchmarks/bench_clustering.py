@@ -82,7 +82,7 @@ def _markdown(rows, columns) -> str:
     return "| " + " | ".join(columns.values()) + " |\n|" + "---|" * len(columns) + "\n" + "".join("| " + " | ".join(cell(r[k]) for k in columns) + " |\n" for r in rows)
 
 def main(path: Path) -> None:
-    if not path.is_file(): raise SystemExit(f"{path} is not here: nothing was measured. Name a table with the columns attribute and count.")
+    if not path.is_file(): return print(f"{path} is not here: nothing was measured. Name a table with the columns attribute and count.")
     ways, sizes = [_ask("way", name, path) for name in WAYS], [_ask("size", *s) for s in SCALE]
     stable, m = stability(pd.read_csv(path, sep="\t", keep_default_na=False)), machine()
     write_json(project_root()/"benchmarks/results/clustering.json", dict(machine=m, ways=ways, stability=stable, memory=sizes))

@@ -1,0 +1,38 @@
+"""What demonstrations in the prompt do to small students: the same checkpoints asked with none, one and two.
+
+`python benchmarks/bench_demonstrations.py SENTIBENCH NAME=CHECKPOINT ...`, run in a checkout whose `mini` made the checkpoints; texts are cut as in `mini`.
+Tasks with labels only, one seed of demonstrations. Writes benchmarks/results/demonstrations.json and .md. Without arguments: `mini`'s own student, if it is there.
+"""
+import os, sys
+from pathlib import Path
+from compeffdist.evaluate import evaluate, summary
+from compeffdist.replicate import machine
+from compeffdist.sentibench import TASKS
+from compeffdist.settings import load_settings, project_root
+from compeffdist.store import write_json
+
+SHOTS, SEED, ITEMS = (0, 1, 2), 42, 200
+OWN = project_root()/"outputs/mini/artifacts/student-llama-distilled"
+SAID = project_root()/"benchmarks/results/demonstrations.json"
+
+def main(folder: str, *named: str) -> None:
+    settings = load_settings("mini", sentibench=folder)
+    names = [t.name for t in TASKS.values() if t.labels]
+    rows = []
+    for name, path in (n.split("=", 1) for n in named):
+        for shots in SHOTS:
+            items = evaluate(path, names, shots, (SEED,), ITEMS, folder=folder, settings=settings)
+            rows.append(dict(student=name, shots=shots, items=ITEMS, seed=SEED, scores={s["task"]: round(100 * s["score"], 1) for s in summary(items)}))
+            print(rows[-1], flush=True)
+    write_json(SAID, dict(machine=machine(), rows=rows))
+    head = "| student | shots | " + " | ".join(names) + " | mean |\n|" + "---|" * (len(names) + 3) + "\n"
+    body = "".join(f"| {r['student']} | {r['shots']} | " + " | ".join(str(r["scores"][n]) for n in names) + f" | {sum(r['scores'].values()) / len(names):.1f} |\n" for r in rows)
+    text = (f"# Demonstrations and small students\n\nDistilled Llamas of `mini` that were trained with different numbers of demonstrations in their prompts, each asked with {', '.join(map(str, SHOTS))}. Macro F1 in percent, {ITEMS} real test items a task, seed {SEED}, tasks with labels, texts cut to {settings.max_words} words. One training run each.\n\n"
+        + head + body + "\nMade by `python benchmarks/bench_demonstrations.py`; its first lines say how.\n")
+    SAID.with_suffix(".md").write_text(text)
+    print(text)
+
+if __name__ == "__main__":
+    given = sys.argv[1:] or ([os.environ["COMPEFFDIST_SENTIBENCH"], f"mini={OWN}"] if OWN.is_dir() and os.environ.get("COMPEFFDIST_SENTIBENCH") else [])
+    if len(given) < 2: sys.exit(print(f"Nothing was measured: name a SentiBench folder and checkpoints (NAME=FOLDER), or run make replicate PROFILE=mini SENTIBENCH=<folder> first, so that {OWN} is there."))
+    main(*given)

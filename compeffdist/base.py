@@ -223,7 +223,7 @@ def train_base(
 ) -> list[dict]: # step, answer_loss, tokens
     "Pre-train a base student; learning rate warms up over 5 % of the steps and falls to a twentieth along a cosine."
     import torch
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     rows, rng, generator = encode_segments(samples, tokenizer, max_length), random.Random(seed), torch.Generator().manual_seed(seed)
     optimizers = _optimizers(model, lr)
     peaks, progress = [o.param_groups[0]["lr"] for o in optimizers], _Progress(model, optimizers, generator, rng, work)

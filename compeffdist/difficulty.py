@@ -291,7 +291,7 @@ def _fill(new, metric, values, skip_top_rank, per_token):
 def _run(model, tokenizer, encoded, metric, top_p, batch_tokens, exact, per_token, names, done, keys, save, progress):
     "Token values per sample for the metrics that need the model; `save(key, values)` is called for each finished sample."
     import torch
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     decoder, project = _parts(model)
     device, vocab = next(model.parameters()).device, model.get_output_embeddings().weight.shape[0]
     function = [lambda x, t: token_rank_scores(x, t, top_p)] + ([token_ranks] if per_token else []) if metric == "rank" else [token_nll]

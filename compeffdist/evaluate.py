@@ -487,7 +487,7 @@ def evaluation_stage(
         return TeacherStudent(load_teacher(settings), store.record, settings) if teaching else Student.from_pretrained(store.path(model_stage), settings)
 
     def build(out, work):
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
         parts = _by_task(_stage_items(settings, store))
         rows = [item_row(a, settings.eval_rules) for part in tqdm(parts, desc=f"{family} {system}", unit="task", mininterval=1) for a in _resume(work, part, answerer)]
         shared = {} if teaching or plain else {p[0].task.name: collisions(label_paths(p[0].task, answerer().tokenizer, settings.eval_chat_template)) for p in parts if p[0].task.labels}

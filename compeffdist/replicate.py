@@ -39,7 +39,7 @@ def check_parameters(
     known = papermill.inspect_notebook(str(path))
     if unknown := sorted(set(parameters) - set(known)): raise UserError(f"{path.name} has no parameter {', '.join(map(repr, unknown))}. It has: {', '.join(sorted(known))}.")
 
-# %% ../nbs/14_replicate.ipynb #be0ebf3b
+# %% ../nbs/14_replicate.ipynb #581759e5
 class Progress(logging.Handler):
     "Forwards a notebook's output to a log file, and its progress bars to the terminal now and then."
     def __init__(
@@ -56,9 +56,9 @@ class Progress(logging.Handler):
         bars = [line for line in text.splitlines() if "it/s" in line or "s/it" in line or "%|" in line]
         if bars and time.monotonic() - self.last >= self.every:
             self.last = time.monotonic()
-            print(f"      {bars[-1].strip()[:110]}", flush=True)
+            print(f"      {bars[-1].strip()[:160]}", flush=True)
 
-# %% ../nbs/14_replicate.ipynb #1adfe516
+# %% ../nbs/14_replicate.ipynb #34d14af8
 def run_notebook(
     path: Path, # the notebook
     out: Path, # its executed copy
@@ -70,7 +70,7 @@ def run_notebook(
     check_parameters(path, parameters)
     out.parent.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    try: papermill.execute_notebook(str(path), str(out), parameters=dict(parameters), cwd=str(path.parent), progress_bar=False, log_output=True, kernel_name="python3")
+    try: papermill.execute_notebook(str(path), str(out), parameters=dict(parameters), cwd=str(path.parent), progress_bar=False, log_output=True, coalesce_streams=True, kernel_name="python3")
     except PapermillExecutionError as e:
         if e.ename == "UserError": raise UserError(f"{path.stem}, cell {e.exec_count}: {e.evalue}") from None
         raise RuntimeError(f"{path.stem}, cell {e.exec_count}: {e.ename}: {e.evalue}\nThe executed notebook with the whole trace: {out}") from None

@@ -109,7 +109,7 @@ def training_arguments(
 # %% ../nbs/10_students.ipynb #c0f81cc5
 def _progress(total):
     "A trainer callback: progress bar with time left."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     from transformers import TrainerCallback
     class Progress(TrainerCallback):
         def on_train_begin(self, args, state, control, **kw): self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=total, unit="step", mininterval=5)

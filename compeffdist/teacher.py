@@ -192,7 +192,7 @@ def ask(
     todo = {k: r for k, r in distinct.items() if k not in call.answers}
     for key in [k for k, r in todo.items() if _unaskable(r)]: call.give_up(key, r := todo.pop(key), failed(r, _unaskable(r), 0))
     if todo:
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
         with tqdm(total=len(distinct), initial=len(distinct) - len(todo), desc=stage, unit="req", mininterval=1, disable=not progress) as bar: _guarded(call, todo, run_seed, bar)
     return [call.answers[k] for k in keys]
 

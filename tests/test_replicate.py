@@ -138,3 +138,14 @@ def test_a_setting_opens_the_notebook_again(counted, monkeypatch):
     project, times = counted
     monkeypatch.setenv("COMPEFFDIST_SHOTS", "1"); replicate("tiny")
     assert times() == 2
+
+def test_progress_of_a_long_cell_reaches_terminal_and_log_while_it_runs(project, capsys, monkeypatch):
+    import re
+    monkeypatch.setattr("compeffdist.replicate.Progress.__init__.__defaults__", (0.5,), raising=True)
+    notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "import time\nfrom tqdm import tqdm\nfor _ in tqdm(range(40), desc='rows', mininterval=0.2): time.sleep(0.1)")
+    assert main([]) == 0
+    shown = [int(n) for n in re.findall(r"rows: .*\| (\d+)/40 \[", capsys.readouterr().out)]
+    assert len(set(shown)) >= 3 and shown == sorted(shown)
+    assert "40/40" in (project/"outputs/tiny/log.txt").read_text()
+    stream = [o for c in json.loads((project/"outputs/tiny/notebooks/00_a.ipynb").read_text())["cells"] for o in c.get("outputs", [])]
+    assert len(stream) == 1 and "".join(stream[0]["text"]).count("rows:") == 1 # one bar in the executed copy, not one for each step

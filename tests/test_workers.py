@@ -73,3 +73,28 @@ def test_an_error_of_a_worker_reaches_the_caller_and_finished_stages_stay(tmp_pa
 def test_worker_count(tmp_path, monkeypatch, wanted, jobs, cores, count):
     monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     assert worker_count(settings(tmp_path, workers=wanted), jobs) == count
+
+BARS = """
+import time
+from tqdm import tqdm
+def count_stage(settings, store, n):
+    for _ in tqdm(range(n), desc="inner", mininterval=0.1): time.sleep(0.1)
+    return n
+"""
+
+def test_the_bars_of_workers_are_shown_beside_the_jobs(tmp_path):
+    import os, re, subprocess, sys
+    (tmp_path/"counting.py").write_text(BARS)
+    (tmp_path/"parent.py").write_text(f"""
+import sys, counting
+sys.modules["compeffdist.counting"] = counting
+from compeffdist.settings import load_settings
+from compeffdist.workers import Job, run_jobs
+if __name__ == "__main__":
+    print(run_jobs(load_settings("tiny", outputs={str(tmp_path)!r}, workers=2), [Job("slow one", "counting", "count_stage", (80,)), Job("quick one", "counting", "count_stage", (30,))], "counts"))
+""")
+    end = subprocess.run([sys.executable, str(tmp_path/"parent.py")], cwd=tmp_path, env=os.environ | dict(COMPEFFDIST_ROOT=str(project_root()), PYTHONPATH=f"{tmp_path}:{project_root()}"), capture_output=True, text=True, timeout=300)
+    assert end.returncode == 0 and end.stdout.strip() == "[80, 30]", end.stderr[-800:]
+    shown = [line for line in re.split(r"[\r\n]", end.stderr) if line.startswith("counts:")]
+    done = [int(n) for line in shown for n in re.findall(r"slow one (\d+)/80 \([^)]*it/s, [\d:]+ left\)", line)]
+    assert len(set(done)) >= 3 and done == sorted(done) and "2/2" in shown[-1]

@@ -575,6 +575,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'compeffdist.plan.disk': ('plan.html#disk', 'compeffdist/plan.py'),
                                   'compeffdist.plan.hours': ('plan.html#hours', 'compeffdist/plan.py'),
                                   'compeffdist.plan.last_run': ('plan.html#last_run', 'compeffdist/plan.py'),
+                                  'compeffdist.plan.left_out': ('plan.html#left_out', 'compeffdist/plan.py'),
                                   'compeffdist.plan.main': ('plan.html#main', 'compeffdist/plan.py'),
                                   'compeffdist.plan.memory': ('plan.html#memory', 'compeffdist/plan.py'),
                                   'compeffdist.plan.money': ('plan.html#money', 'compeffdist/plan.py'),

@@ -87,3 +87,16 @@ def test_the_smallest_effect_is_that_of_the_paired_test():
         got.append(paired("sst2", rows(a), rows(b), 2000)["detectable"])
     assert np.mean(got) == pytest.approx(smallest_effect(dict(sst2=n))[0], rel=.1)
     assert smallest_effect({t: 100 for t in "abcd"})[1] == pytest.approx(smallest_effect(dict(a=100))[0]/2)
+
+@pytest.mark.parametrize("profile", ("tiny", "mini", "gpu", "paper"))
+def test_what_is_left_out_names_settings_that_exist(profile):
+    import re
+    from compeffdist.plan import left_out
+    from compeffdist.settings import Settings
+    named = [n for text in left_out(load_settings(profile)) for n in re.search(r"\(([^()]*)\)", text)[1].replace("or MATRIX=full", "").replace(" ", "").split(",") if n]
+    assert len(named) >= 8 and set(named) <= set(Settings.model_fields)
+
+def test_what_is_run_is_not_left_out(monkeypatch):
+    from compeffdist.plan import left_out
+    before, after = left_out(load_settings("mini", lineage=False)), left_out(load_settings("mini", lineage=True, families="llama, qwen3, gemma3", fsa="embedded", curve_rates="0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0"))
+    assert len(before) == len(after) + 4

@@ -9,7 +9,7 @@ from compeffdist.evaluate import evaluate, summary
 from compeffdist.replicate import machine
 from compeffdist.sentibench import TASKS
 from compeffdist.settings import load_settings, project_root
-from compeffdist.store import write_json
+from compeffdist.store import read_json, write_json
 
 SHOTS, SEED, ITEMS = (0, 1, 2), 42, 200
 OWN = project_root()/"outputs/mini/artifacts/student-llama-distilled"
@@ -18,7 +18,8 @@ SAID = project_root()/"benchmarks/results/demonstrations.json"
 def main(folder: str, *named: str) -> None:
     settings = load_settings("mini", sentibench=folder)
     names = [t.name for t in TASKS.values() if t.labels]
-    rows = []
+    given = [n.split("=", 1)[0] for n in named]
+    rows = [r for r in (read_json(SAID)["rows"] if SAID.is_file() else []) if r["student"] not in given] # of students measured before
     for name, path in (n.split("=", 1) for n in named):
         for shots in SHOTS:
             items = evaluate(path, names, shots, (SEED,), ITEMS, folder=folder, settings=settings)

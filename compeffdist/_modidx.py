@@ -931,11 +931,12 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'compeffdist.workers.Job.run': ('workers.html#job.run', 'compeffdist/workers.py'),
                                      'compeffdist.workers._Bars': ('workers.html#_bars', 'compeffdist/workers.py'),
                                      'compeffdist.workers._Bars.__init__': ('workers.html#_bars.__init__', 'compeffdist/workers.py'),
+                                     'compeffdist.workers._Bars.fileno': ('workers.html#_bars.fileno', 'compeffdist/workers.py'),
                                      'compeffdist.workers._Bars.flush': ('workers.html#_bars.flush', 'compeffdist/workers.py'),
                                      'compeffdist.workers._Bars.write': ('workers.html#_bars.write', 'compeffdist/workers.py'),
                                      'compeffdist.workers._begin': ('workers.html#_begin', 'compeffdist/workers.py'),
                                      'compeffdist.workers._environment': ('workers.html#_environment', 'compeffdist/workers.py'),
-                                     'compeffdist.workers._finished': ('workers.html#_finished', 'compeffdist/workers.py'),
+                                     'compeffdist.workers._raise_first': ('workers.html#_raise_first', 'compeffdist/workers.py'),
                                      'compeffdist.workers._run': ('workers.html#_run', 'compeffdist/workers.py'),
                                      'compeffdist.workers.run_jobs': ('workers.html#run_jobs', 'compeffdist/workers.py'),
                                      'compeffdist.workers.worker_count': ('workers.html#worker_count', 'compeffdist/workers.py')}}}

@@ -221,7 +221,7 @@ def describe(
         f"money: {price}", f"smallest effect: {100*t['effect_task']:.1f} points on a task of middling size, {100*t['effect_mean']:.1f} on the mean over tasks (power 0.8, level 0.05, one training run a system)",
         "Assumptions: the plan_ settings of settings.ini; counts follow from the other settings."])
 
-# %% ../nbs/14a_plan.ipynb #6233e0d3
+# %% ../nbs/14a_plan.ipynb #f35c41a8
 FAMILIES, RATES = ("llama", "qwen3", "gemma3"), 8 # of the paper; of the curve with MATRIX=full
 
 def left_out(
@@ -235,7 +235,7 @@ def left_out(
         (f"students of the families {', '.join(others)} (families)", bool(others)),
         ("FSA-Distillation (fsa)", s.fsa == "none"),
         ("several training runs a system (seed)", True),
-        ("students of less than the whole construction: no analyses, fewer types of task, other perspectives, no demonstrations (corpus_analysis_share, corpus_task_types, cluster_method, cluster_preference_percentile, corpus_max_demonstrations)", True),
+        ("students of another construction than this profile's: with and without analyses, each type of task, demonstrations, other perspectives (corpus_analysis_share, corpus_task_types, cluster_method, cluster_preference_percentile, corpus_max_demonstrations)", True),
         ("students of other samples of the corpus: over the whole of it, of another preferred difficulty, scored by a proxy (sampling_by, sampling_a, difficulty_model); notebooks 09 and 23 compare what they select. Hard sampling has no setting: call `sample_by_difficulty`", True),
         ("other teachers (teacher_model)", True)) if out]
 

@@ -106,7 +106,7 @@ def training_arguments(
         save_strategy="steps" if s.train_save_steps else "no", save_steps=s.train_save_steps or 500, save_total_limit=1,
         dataset_kwargs=dict(skip_prepare_dataset=not s.train_packing), average_tokens_across_devices=cuda)
 
-# %% ../nbs/10_students.ipynb #c0f81cc5
+# %% ../nbs/10_students.ipynb #afae71d7
 def _progress(total):
     "A trainer callback: progress bar with time left."
     from tqdm import tqdm
@@ -142,7 +142,7 @@ def weighted_loss(
     keep = inputs["attention_mask"].bool() & (torch.rand(ids.shape) < lm_share).to(ids.device) if lm_weight else torch.zeros_like(answer)
     return base_loss(model, ids, answer, keep, lm_weight, power)[0]
 
-# %% ../nbs/10_students.ipynb #bda75870
+# %% ../nbs/10_students.ipynb #a02d0990
 def _texts(batch):
     "The rows of a padded batch, or the texts of a packed one, without padding."
     if "attention_mask" in batch: spans = [(row, 0, n) for row, n in enumerate(batch["attention_mask"].sum(1).tolist())]
@@ -152,6 +152,7 @@ def _texts(batch):
 def _parts(batch, n):
     "The texts of a batch in at most `n` groups of about as many tokens."
     texts, groups, seen = _texts(batch), {}, 0
+    if n >= len(texts): return [[t] for t in texts]
     total = sum(len(t["labels"]) for t in texts)
     for t in texts:
         groups.setdefault(int(n * (seen + len(t["labels"]) / 2) / total), []).append(t)

@@ -33,20 +33,23 @@ def worker_count(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(settings.workers or cores, jobs))
 
-# %% ../nbs/01b_workers.ipynb #3fd2c35b
+# %% ../nbs/01b_workers.ipynb #ca9f1c46
 BAR = re.compile(r"% *\|[^|]*\| *(?P<done>\S+/\S+) \[[^<]*<(?P<left>[^,]+), *(?P<rate>[^,\]]+)") # tqdm's own form
 
 class _Bars(io.TextIOBase):
     "Stands before a worker's error stream: its progress bars go to the process that started it, everything else goes on."
-    def __init__(self, queue, behind, every=1.0): self.queue, self.behind, self.every, self.last, self.job = queue, behind, every, 0.0, ""
+    def __init__(self, queue, behind, every=1.0): self.queue, self.behind, self.every, self.last, self.job, self.after_bar = queue, behind, every, 0.0, "", False
     def write(self, text):
-        if found := BAR.search(text):
-            if time.monotonic() - self.last >= self.every: self.last = time.monotonic(); self.queue.put((self.job, f"{found['done']} ({found['rate']}, {found['left']} left)"))
-        elif text.strip(): self.behind.write(text)
+        found = BAR.search(text)
+        if found and time.monotonic() - self.last >= self.every: self.last = time.monotonic(); self.queue.put((self.job, f"{found['done']} ({found['rate']}, {found['left']} left)"))
+        blank = not text.strip() and (self.after_bar or "\r" in text) # what tqdm writes to clear or end a bar
+        self.after_bar = bool(found) or blank
+        if not found and not blank: self.behind.write(text)
         return len(text)
+    def fileno(self): return self.behind.fileno()
     def flush(self): self.behind.flush()
 
-# %% ../nbs/01b_workers.ipynb #140ea275
+# %% ../nbs/01b_workers.ipynb #2cc87715
 @contextmanager
 def _environment(**values):
     "Environment variables for the workers, put back afterwards."
@@ -68,13 +71,12 @@ def _begin(queue):
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
-def _finished(future, futures, label, settings):
-    "Raise what a worker raised; what has not begun is not begun."
+def _raise_first(futures, label, settings):
+    "Raise what the first of the workers raised."
     from concurrent.futures.process import BrokenProcessPool
-    if not future.exception(): return
-    for f in futures: f.cancel()
-    if isinstance(future.exception(), BrokenProcessPool): raise UserError(f"A worker was ended from outside while running {label} (workers = {settings.workers}), most likely for lack of memory. What is finished is kept. Set workers = 1 in settings.ini and run the same command again.")
-    raise future.exception()
+    failed = next((f.exception() for f in futures if not f.cancelled() and f.exception()), None)
+    if isinstance(failed, BrokenProcessPool): raise UserError(f"A worker was ended from outside while running {label} (workers = {settings.workers}), most likely for lack of memory. What is finished is kept. Set workers = 1 in settings.ini and run the same command again.")
+    if failed: raise failed
 
 def _run(job, settings):
     "In the worker."
@@ -83,7 +85,7 @@ def _run(job, settings):
     sys.stderr.job = job.name
     return job.run(settings)
 
-# %% ../nbs/01b_workers.ipynb #c2073571
+# %% ../nbs/01b_workers.ipynb #75f58f64
 def run_jobs(
     settings: Settings, # workers: 1 = here, one after the other; 0 = one process a core; n = n processes
     jobs: Sequence[Job], # that do not depend on each other; the longest first
@@ -97,12 +99,16 @@ def run_jobs(
     spawn = multiprocessing.get_context("spawn")
     with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"), ProcessPoolExecutor(worker_count(settings, len(jobs)), spawn, _begin, (bars := spawn.SimpleQueue(),)) as pool:
         futures = {pool.submit(_run, job, settings): job for job in jobs}
-        running, said = set(futures), {}
+        running, said, shown = set(futures), {}, time.monotonic()
         with tqdm(total=len(jobs), desc=label, unit="job", mininterval=1) as bar:
-            while running:
+            while running: # to the end, also after an error: a worker whose bars nobody reads would stop
                 done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
                 while not bars.empty(): said.update([bars.get()])
-                for future in done: _finished(future, futures, label, settings)
+                if any(not f.cancelled() and f.exception() for f in done):
+                    running = {f for f in running if not f.cancel()}
                 bar.update(len(done))
-                bar.set_postfix_str("; ".join(f"{job.name} {said[job.name]}" for f, job in futures.items() if f in running and job.name in said))
+                due = time.monotonic() - shown > 5
+                bar.set_postfix_str("; ".join(f"{job.name} {said[job.name]}" for f, job in futures.items() if f in running and job.name in said), refresh=due)
+                if due: shown = time.monotonic()
+        _raise_first(futures, label, settings)
         return [f.result() for f in futures]

@@ -28,7 +28,7 @@ def main(folder: str, *named: str) -> None:
     write_json(SAID, dict(machine=machine(), rows=rows))
     head = "| student | shots | " + " | ".join(names) + " | mean |\n|" + "---|" * (len(names) + 3) + "\n"
     body = "".join(f"| {r['student']} | {r['shots']} | " + " | ".join(str(r["scores"][n]) for n in names) + f" | {sum(r['scores'].values()) / len(names):.1f} |\n" for r in rows)
-    text = (f"# Demonstrations and small students\n\nDistilled Llamas of `mini` that were trained with different numbers of demonstrations in their prompts, each asked with {', '.join(map(str, SHOTS))}. Macro F1 in percent, {ITEMS} real test items a task, seed {SEED}, tasks with labels, texts cut to {settings.max_words} words. One training run each.\n\n"
+    text = (f"# Demonstrations and small students\n\nDistilled Llamas of `mini` that were trained with different numbers of demonstrations in their prompts, each asked with {', '.join(map(str, SHOTS))}. Macro F1 in percent, {ITEMS} real test items a task, seed {SEED}, tasks with labels, texts cut to {settings.max_words} words. One training run each. How each was made: `COMPEFFDIST_CORPUS_MAX_DEMONSTRATIONS` = 2, 1, 0 and `COMPEFFDIST_CORPUS_SIZE` as named, everything else as in `mini`'s section of settings.ini, `make replicate PROFILE=mini SENTIBENCH=<folder>` up to notebook 10.\n\n"
         + head + body + "\nMade by `python benchmarks/bench_demonstrations.py`; its first lines say how.\n")
     SAID.with_suffix(".md").write_text(text)
     print(text)

@@ -155,7 +155,7 @@ def shared_head(
 ) -> tuple[int, Any]: # its tokens, and its cache; 0 and None where nothing is shared
     "The beginning that all prompts share, read once; each keeps a token of its own."
     n = min(len(commonprefix(list(ids))), min(map(len, ids)) - 1) if len(ids) > 1 else 0
-    if n < 1: return 0, None
+    if n < 16: return 0, None
     import torch
     with torch.inference_mode(): return n, model.get_decoder()(input_ids=torch.tensor([ids[0][:n]], device=model.device), use_cache=True).past_key_values
 

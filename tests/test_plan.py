@@ -96,7 +96,7 @@ def test_what_is_left_out_names_settings_that_exist(profile):
     named = [n for text in left_out(load_settings(profile)) for n in re.search(r"\(([^()]*)\)", text)[1].replace("or MATRIX=full", "").replace(" ", "").split(",") if n]
     assert len(named) >= 8 and set(named) <= set(Settings.model_fields)
 
-def test_what_is_run_is_not_left_out(monkeypatch):
+def test_what_is_run_is_not_left_out():
     from compeffdist.plan import left_out
     before, after = left_out(load_settings("mini", lineage=False)), left_out(load_settings("mini", lineage=True, families="llama, qwen3, gemma3", fsa="embedded", curve_rates="0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0"))
     assert len(before) == len(after) + 4

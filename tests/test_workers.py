@@ -98,3 +98,15 @@ if __name__ == "__main__":
     shown = [line for line in re.split(r"[\r\n]", end.stderr) if line.startswith("counts:")]
     done = [int(n) for line in shown for n in re.findall(r"slow one (\d+)/80 \([^)]*it/s, [\d:]+ left\)", line)]
     assert len(set(done)) >= 3 and done == sorted(done) and "2/2" in shown[-1]
+
+def test_only_bars_are_taken_from_a_workers_error_stream():
+    import io
+    from compeffdist.workers import _Bars
+    class Queue(list): put = list.append
+    behind, queue = io.StringIO(), Queue()
+    stream = _Bars(queue, behind)
+    stream.job = "job"
+    print("one", file=stream); print("two", file=stream)
+    for part in ("\rrows:  50%|#####     | 5/10 [00:05<00:05,  1.00it/s]", "\n"): stream.write(part)
+    print("three", file=stream)
+    assert behind.getvalue() == "one\ntwo\nthree\n" and queue == [("job", "5/10 (1.00it/s, 00:05 left)")]

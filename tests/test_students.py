@@ -198,3 +198,11 @@ def test_student_stage_makes_a_checkpoint_with_its_log(tmp_path, monkeypatch):
 def test_a_broken_checkpoint_is_one_clear_error(tmp_path):
     (tmp_path/"config.json").write_text("{")
     with pytest.raises(UserError, match="cannot be loaded as a student"): students.load_student(tmp_path)
+
+def test_finetune_counts_the_gpus_that_one_process_drives(tok, tmp_path, monkeypatch):
+    import torch
+    class Asked(Exception): pass
+    def asked(settings, work, rows, seed, processes): raise Asked(processes)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(students, "training_arguments", asked)
+    with pytest.raises(Asked, match="^8$"): students.finetune(model(tok), tok, ROWS, settings(), tmp_path)

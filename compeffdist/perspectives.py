@@ -74,7 +74,8 @@ def similarities(
     import numpy as np
     norms = (vectors**2).sum(1)
     S = vectors @ vectors.T
-    S *= 2; S -= norms[:, None]; S -= norms[None]
+    S *= 2
+    for row, norm in zip(S, norms): row -= norm + norms # one sum for both, so that rounding is the same in (i, j) and (j, i)
     np.minimum(S, 0, out=S); np.fill_diagonal(S, 0)
     return S
 

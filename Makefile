@@ -45,7 +45,7 @@ plan: setup ## what PROFILE will cost: requests, tokens, hours, memory, disk, mo
 	@$(BIN)/python -m compeffdist.plan --profile $(PROFILE)
 
 test: setup ## notebooks clean and in sync with the package, then pytest
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lab: setup ## JupyterLab on nbs/
 	$(BIN)/jupyter lab --notebook-dir=nbs

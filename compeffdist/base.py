@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'BASE_KEYS', 'family_spec', 'train_tokenizer', 'new_model', 'encode_segments', 'length_batches',
-           'base_loss', 'lexical_embeddings', 'train_base', 'build_base', 'students_folder', 'seal', 'check_seal',
-           'base_stage']
+           'base_loss', 'bf16_pays', 'plain_attention', 'lexical_embeddings', 'train_base', 'build_base',
+           'students_folder', 'seal', 'check_seal', 'base_stage']
 
 # %% ../nbs/07a_base.ipynb #a2f2d7c7
 import json, math, random, re, shutil
@@ -158,6 +158,20 @@ def _pad(rows, pad, generator, share):
     return ids, answer, real & (torch.rand(ids.shape, generator=generator) < share)
 
 # %% ../nbs/07a_base.ipynb #055927f1
+def bf16_pays() -> bool: # is bf16 faster than fp32 on this machine?
+    "True on a CUDA device with bf16, or a CPU with bf16 instructions."
+    import torch
+    if torch.cuda.is_available(): return torch.cuda.is_bf16_supported()
+    try: flags = Path("/proc/cpuinfo").read_text()
+    except OSError: return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+def plain_attention(
+    model: Any, # a transformers model about to be trained in bf16
+) -> None:
+    "On a CPU, attention written out in matrix products: for short rows it is quicker than the fused kernel."
+    if model.device.type == "cpu": model.set_attn_implementation("eager")
+
 def _optimizers(model, lr):
     "Muon for the blocks' matrices, AdamW for embeddings and norms."
     import torch
@@ -220,6 +234,7 @@ def train_base(
     seed: int = 0, # order of batches
     max_length: int = 512, # longer sequences are left out
     work: Path|None = None, # where progress is kept every 100 steps; nowhere if None
+    bf16: bool|None = None, # None: where it pays
 ) -> list[dict]: # step, answer_loss, tokens
     "Pre-train a base student; learning rate warms up over 5 % of the steps and falls to a twentieth along a cosine."
     import torch
@@ -228,21 +243,22 @@ def train_base(
     optimizers = _optimizers(model, lr)
     peaks, progress = [o.param_groups[0]["lr"] for o in optimizers], _Progress(model, optimizers, generator, rng, work)
     start, queue, log = progress.load()
+    if bf16 := bf16_pays() if bf16 is None else bf16: plain_attention(model)
     model.train()
     for step in (bar := tqdm(range(start, steps), desc="base student", unit="step", mininterval=5, initial=start, total=steps)):
         queue = queue or length_batches([len(r[0]) for r in rows], batch, rng)
         scale = min(1, (step + 1) / max(1, steps // 20)) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
         for o, peak in zip(optimizers, peaks): o.param_groups[0]["lr"] = peak * scale
         tensors = _pad([rows[i] for i in queue.pop()], tokenizer.pad_token_id, generator, 0.33)
-        answer_loss = _step(model, optimizers, *tensors)
+        answer_loss = _step(model, optimizers, bf16, *tensors)
         log.append(dict(step=step + 1, answer_loss=round(answer_loss, 4), tokens=tensors[0].numel()))
         bar.set_postfix(loss=f"{answer_loss:.2f}", refresh=False)
         if (step + 1) % 100 == 0: progress.save(step + 1, queue, log)
     return log
 
-def _step(model, optimizers, ids, answer, keep):
+def _step(model, optimizers, bf16, ids, answer, keep):
     import torch
-    loss, answer_loss = base_loss(model, ids, answer, keep)
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16): loss, answer_loss = base_loss(model, ids, answer, keep)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for o in optimizers: o.step(); o.zero_grad(set_to_none=True)
@@ -274,6 +290,7 @@ def build_base(
     with torch.no_grad(): model.get_input_embeddings().weight.copy_(lexical_embeddings(tokenizer, hidden, encode, seed=derive_seed(seed, "embeddings")))
     log = train_base(model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "order"), work=work)
     model.config.use_cache = True
+    model.set_attn_implementation("sdpa")
     model.eval().to(getattr(torch, dtype)).save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_json(Path(out)/"base_log.json", log[::max(1, len(log) // 200)] + log[-1:])

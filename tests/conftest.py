@@ -4,6 +4,15 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1") # one thread a worker: the workers share the cores
+
+@pytest.fixture(autouse=True)
+def environment():
+    "What a test leaves in os.environ (the runner sets its kernels' variables there) is gone after it."
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before): del os.environ[name]
+    os.environ.update(before)
 
 CHAT = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 CONTEXT = 512

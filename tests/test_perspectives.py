@@ -38,6 +38,12 @@ def test_same_groups_as_scikit_learn_on_euclidean_distances():
     assert adjusted_rand_score(got.perspective, got.sk) == 1
 
 
+@pytest.mark.parametrize("n", [3, 60, 700])
+def test_similarities_are_symmetric_to_the_last_bit(n):
+    v = (np.random.default_rng(n).normal(size=(n, 48)) * np.linspace(0.5, 2, n)[:, None]).astype("float32") # unequal norms: rounding shows
+    S = similarities(v)
+    assert (S == S.T).all() and not S.diagonal().any() and S.dtype == np.float32
+
 def test_similarities_equal_the_slow_twin():
     _, v, _ = blobs(3, 5)
     slow = [[-float(((a.astype(float) - b)**2).sum()) for b in v] for a in v]

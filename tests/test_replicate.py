@@ -3,7 +3,7 @@ import json, shutil, subprocess, sys
 from pathlib import Path
 import nbformat as nbf
 import pytest
-from compeffdist.replicate import check_parameters, git_commit, main, notebooks, replicate, run_notebook
+from compeffdist.replicate import Kernels, check_parameters, git_commit, main, notebooks, replicate, run_notebook, warm_modules
 from compeffdist.settings import UserError, project_root
 
 ROOT = project_root(Path(__file__))
@@ -149,3 +149,28 @@ def test_progress_of_a_long_cell_reaches_terminal_and_log_while_it_runs(project,
     assert "40/40" in (project/"outputs/tiny/log.txt").read_text()
     stream = [o for c in json.loads((project/"outputs/tiny/notebooks/00_a.ipynb").read_text())["cells"] for o in c.get("outputs", [])]
     assert len(stream) == 1 and "".join(stream[0]["text"]).count("rows:") == 1 # one bar in the executed copy, not one for each step
+
+def alive(pid):
+    try: return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError: return False
+
+def test_a_kernel_started_ahead_runs_its_notebook_and_ends(project):
+    path = notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "import os, sys, json\nrepr('import pandas as pd')\njson.dump([os.getpid(), 'pandas' in sys.modules, sorted(n for n in globals() if not n.startswith('_'))], open('got.json', 'w'))")
+    assert warm_modules(path) == ["pandas"]
+    kernels = Kernels()
+    try:
+        kernels.prepare([path]); kernels.prepare([path])
+        ahead = kernels.started[path].provisioner.pid
+        run_notebook(path, project/"out.ipynb", dict(profile="tiny"), kernels)
+    finally: kernels.close()
+    pid, warm, names = json.loads((project/"nbs/got.json").read_text())
+    assert pid == ahead and warm and not alive(pid) and not kernels.started
+    assert set(names) <= {"In", "Out", "exit", "get_ipython", "open", "quit", "profile", "os", "sys", "json"} # warming up leaves no name behind
+
+def test_kernels_whose_notebooks_do_not_run_are_ended(project, monkeypatch):
+    notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "1/0")
+    notebook(project/"nbs/01_b.ipynb", "profile = 'tiny'", "x = 1")
+    ahead, close = [], Kernels.close
+    monkeypatch.setattr(Kernels, "close", lambda self: (ahead.extend(k.provisioner.pid for k in self.started.values()), close(self)))
+    assert main([]) == 1
+    assert len(ahead) == 1 and not alive(ahead[0])

@@ -436,7 +436,7 @@ def evaluate(
     from datasets import Dataset
     s = settings or load_settings("tiny")
     either = lambda given, default: default if given is None else given
-    items = build_items(folder, tasks, either(shots, s.shots), either(seeds, s.eval_seeds), either(limit, s.eval_limit), s.max_words, s.seed)
+    items = build_items(folder, tasks, either(shots, s.shots), either(seeds, s.asked_seeds), either(limit, s.eval_limit), s.max_words, s.seed)
     answerer = _answerer(model_or_teacher, s, record)
     return Dataset.from_list([item_row(a, s.eval_rules) for part in _by_task(items) for a in answerer.answer(part)])
 
@@ -453,7 +453,7 @@ _KEYS = ("seed", "shots", "shots_reduce", "eval_seeds", "eval_limit", "max_words
 def _stage_items(settings, store):
     "The profile's questions."
     s = settings
-    return build_items(store.path("benchmark", "benchmark"), tuple(TASKS), s.shots, s.eval_seeds, s.eval_limit, s.max_words, s.seed)
+    return build_items(store.path("benchmark", "benchmark"), tuple(TASKS), s.shots, s.asked_seeds, s.eval_limit, s.max_words, s.seed)
 
 def _resume(work, part, answerer):
     "Answers to one task: from the work folder if a killed run left them, else from the system."

@@ -40,7 +40,7 @@ def teacher_lines(
     "What the teacher is asked, step by step (PAPER sections A and B, and its own evaluation)."
     s, words, text, p = settings, lambda t: len(t.split()), _text_words(settings), settings.plan_perspectives
     tasks = p*s.instructions_max_tasks
-    items = sum(test_items(s).values())*len(s.eval_seeds)
+    items = sum(test_items(s).values())*len(s.asked_seeds)
     lines = [_asked("attributes", s.texts_total, words(enumerate_prompt("")) + text, s.plan_attribute_tokens, s.enumerate_max_tokens, s),
         _asked("instructions: analysis", p, words(ANALYSIS_PROMPT) + 15*s.instructions_top_attributes, 30*s.instructions_analysis_prompts, s.construct_max_tokens, s),
         _asked("instructions: tasks", p, words(TASKS_PROMPT) + 20, 50*s.instructions_max_tasks, s.construct_max_tokens, s),
@@ -57,7 +57,7 @@ def student_lines(
     "Tokens that students read, per kind of work and family."
     s, text, out = settings, _text_words(settings), []
     row = (s.plan_instruction_words + text*(1 + s.corpus_max_demonstrations/2))*s.plan_tokens_per_word + s.plan_answer_tokens
-    items = sum(test_items(s).values())*len(s.eval_seeds)
+    items = sum(test_items(s).values())*len(s.asked_seeds)
     scorer = s.families[0] if s.difficulty_model == "student" else s.difficulty_model
     if any(x.method == "soft" for x in systems(s)): out.append(dict(stage="difficulty", who=scorer, runs=1, tokens_in=round(s.corpus_size*row)))
     for f in s.families:

@@ -190,6 +190,10 @@ class EvaluationSettings(BaseModel):
     curve_rates: Shares = [0.1, 0.25, 0.5, 1.0]
     bootstrap_samples: Positive = 2000
 
+    @property
+    def asked_seeds(self): # without demonstrations there is nothing that a seed could vary
+        return self.eval_seeds if self.shots else self.eval_seeds[:1]
+
 # %% ../nbs/00_settings.ipynb #4c39796e
 class FsaSettings(BaseModel):
     "FSA-Distillation (PAPER, \"Lineage\"); `fsa` is embedded, none, or a folder that holds atsa/ and acsa/."

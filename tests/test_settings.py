@@ -57,3 +57,6 @@ def test_importing_is_light(module):
     code = f"import sys, compeffdist.{module}; heavy = [m for m in ('torch', 'transformers', 'datasets', 'trl', 'vllm', 'papermill', 'sklearn', 'matplotlib') if m in sys.modules]; sys.exit(str(heavy) if heavy else None)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+def test_without_demonstrations_one_seed_is_asked():
+    assert load_settings("tiny", shots=0, eval_seeds=[7, 8]).asked_seeds == [7] and load_settings("tiny", shots=1, eval_seeds=[7, 8]).asked_seeds == [7, 8]

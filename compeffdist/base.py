@@ -281,6 +281,7 @@ def build_base(
     max_words: int = 36, # texts are cut to this many words
     work: Path|None = None, # progress is kept here
     encode: Callable[[Sequence[str]], Any]|None = None, # words -> vectors, for `lexical_embeddings`
+    bf16: bool|None = None, # None: where it pays
 ) -> dict: # counts: texts, samples, tokens, parameters, final answer loss
     "Train tokenizer and base student on user texts and format-following data, and save an ordinary transformers checkpoint."
     import torch
@@ -288,7 +289,7 @@ def build_base(
     tokenizer = train_tokenizer(("".join(s for s, _ in sample) for sample in samples[:8000]), family, vocab)
     model = new_model(family, len(tokenizer), hidden, layers, heads, derive_seed(seed, "weights", family), tokenizer)
     with torch.no_grad(): model.get_input_embeddings().weight.copy_(lexical_embeddings(tokenizer, hidden, encode, seed=derive_seed(seed, "embeddings")))
-    log = train_base(model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "order"), work=work)
+    log = train_base(model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "order"), work=work, bf16=bf16)
     model.config.use_cache = True
     model.set_attn_implementation("sdpa")
     model.eval().to(getattr(torch, dtype)).save_pretrained(out)

@@ -8,7 +8,7 @@ import random, statistics, tempfile, time
 from pathlib import Path
 import torch
 from compeffdist import grammar, students
-from compeffdist.base import length_batches, students_folder
+from compeffdist.base import bf16_pays, length_batches, plain_attention, students_folder
 from compeffdist.replicate import machine
 from compeffdist.settings import load_settings, project_root
 from compeffdist.store import write_json
@@ -22,15 +22,19 @@ def rows() -> list[dict]:
     return [dict(id=str(i), prompt=f"{head}\n\nInput: {t}\nOutput:", answer=t if i % 4 == 0 else random.Random(i).choice(["positive", "negative", "neutral"])) for i, t in enumerate(texts)]
 
 def bare(settings, data) -> float:
-    "Seconds of a plain loop: the same batches, optimiser and loss."
+    "Seconds of a plain loop: the same batches, precision, attention, optimiser and loss."
     model, tok = students.load_student(students_folder()/"llama")
+    bf16 = settings.train_precision == "bf16" and bf16_pays()
+    if bf16: plain_attention(model)
     encoded, _ = students.encode_rows(data, tok, settings.train_max_length)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.train_lr)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.train_lr, fused=True)
     pad = lambda b, key, value: torch.nn.utils.rnn.pad_sequence([torch.tensor(encoded[i][key]) for i in b], True, value)
     model.train()
     begin = time.perf_counter()
     for batch in length_batches([len(e["input_ids"]) for e in encoded], settings.train_batch, random.Random(1)):
-        students.weighted_loss(model, dict(input_ids=pad(batch, "input_ids", tok.pad_token_id), labels=pad(batch, "labels", -100)), 1).backward()
+        inputs = dict(input_ids=pad(batch, "input_ids", tok.pad_token_id), labels=pad(batch, "labels", -100))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16): loss = students.weighted_loss(model, inputs, 1)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(); optimizer.zero_grad()
     return time.perf_counter() - begin

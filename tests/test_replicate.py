@@ -115,7 +115,7 @@ def test_a_stage_rebuilt_by_a_later_notebook_opens_no_earlier_one(counted, monke
     project, times = counted
     notebook(project/"nbs/01_b.ipynb", "profile = 'tiny'", COUNTED.replace("ran.txt", "ran_b.txt").replace("'one'", "'two'").replace("s.settings.seed", "s.settings.shots").replace("tab-x", "tab-y"))
     replicate("tiny")
-    monkeypatch.setenv("COMPEFFDIST_SHOTS", "1"); replicate("tiny") # opens both; the first sees the old stage two
+    monkeypatch.setenv("COMPEFFDIST_SHOTS", "3"); replicate("tiny") # opens both; the first sees the old stage two
     assert times() == 2 and (project/"nbs/ran_b.txt").read_text() == "xx"
     replicate("tiny")
     assert times() == 2 and (project/"nbs/ran_b.txt").read_text() == "xx"
@@ -136,7 +136,7 @@ def test_any_change_opens_the_notebook_again(counted, change):
 
 def test_a_setting_opens_the_notebook_again(counted, monkeypatch):
     project, times = counted
-    monkeypatch.setenv("COMPEFFDIST_SHOTS", "1"); replicate("tiny")
+    monkeypatch.setenv("COMPEFFDIST_SHOTS", "3"); replicate("tiny")
     assert times() == 2
 
 def test_progress_of_a_long_cell_reaches_terminal_and_log_while_it_runs(project, capsys, monkeypatch):

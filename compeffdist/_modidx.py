@@ -243,6 +243,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'compeffdist.difficulty.plan_batches': ( 'difficulty.html#plan_batches',
                                                                                  'compeffdist/difficulty.py'),
                                         'compeffdist.difficulty.score': ('difficulty.html#score', 'compeffdist/difficulty.py'),
+                                        'compeffdist.difficulty.score_share': ('difficulty.html#score_share', 'compeffdist/difficulty.py'),
                                         'compeffdist.difficulty.scoring_arguments': ( 'difficulty.html#scoring_arguments',
                                                                                       'compeffdist/difficulty.py'),
                                         'compeffdist.difficulty.token_nll': ('difficulty.html#token_nll', 'compeffdist/difficulty.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLOCK', 'EDGE', 'METRICS', 'HEAD', 'SLIM', 'token_ranks', 'token_rank_scores', 'token_nll', 'answer_rank_score',
            'Encoded', 'encode_sample', 'plan_batches', 'score', 'load_scorer', 'base_path', 'scoring_arguments',
-           'difficulty_stage']
+           'score_share', 'difficulty_stage']
 
 # %% ../nbs/08_difficulty.ipynb #26b2fd8b
 import json, math
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Sequence
 from .settings import Settings, UserError
 from .store import Store, derive_seed, text_hash, write_rows
+from .workers import Job, run_jobs, worker_count
 
 # %% ../nbs/08_difficulty.ipynb #4dc84891
 BLOCK = dict(cpu=2**17, other=2**23) # logits worked on at a time: small enough for a CPU's cache, large enough to keep a GPU busy
@@ -253,10 +254,10 @@ def _as_rows(samples):
     return rows, ids
 
 # %% ../nbs/08_difficulty.ipynb #5102c807
-def _load_done(path):
+def _load_done(paths):
     "Finished rows by key; a torn last line is skipped."
     done = {}
-    if path and path.is_file():
+    for path in filter(Path.is_file, paths):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try: key, value = json.loads(line)
             except ValueError: continue
@@ -356,7 +357,7 @@ def _scored(model, tokenizer, rows, ids, encoded, metric, top_p, batch_tokens, e
     names = [f"sample {i!r} (row {n})" for n, i in enumerate(ids)]
     keys = [text_hash(json.dumps([mark, i, e.ids, e.start])) for i, e in zip(ids, encoded)]
     path = Path(work)/"scored.jsonl" if work else None
-    done = _load_done(path)
+    done = _load_done([path, *sorted(path.parent.glob("*-of-*/scored.jsonl"))] if path else []) # the latter from other processes
     if path: path.parent.mkdir(parents=True, exist_ok=True)
     handle = path.open("a", encoding="utf-8") if path else None
     def save(key, value):
@@ -402,19 +403,35 @@ def scoring_arguments(
     return dict(top_p=settings.difficulty_top_p, skip_top_rank=settings.difficulty_skip_top_rank, separator=" ", chat_template=settings.train_chat_template,
         max_length=min(context, settings.train_max_length), batch_tokens=settings.difficulty_batch_tokens)
 
+# %% ../nbs/08_difficulty.ipynb #79de2aeb
 SLIM = ["id", "rank_score", "n_surprising", "n_tokens", "n_prompt_tokens", "truncated", "error"]
+
+def score_share(
+    settings: Settings, # the active profile
+    store: Store, # where corpus and base student are
+    work: str, # folder; finished rows are kept in <share>-of-<shares> below it
+    share: int, # 0, 1, …
+    shares: int, # how many there are
+) -> None:
+    "Score every `shares`-th row of the corpus, for `difficulty_stage`."
+    model, tokenizer, _ = load_scorer(settings, store)
+    rows = store.rows("corpus", "corpus.parquet").select_columns(["id", "prompt", "answer"])
+    score(model, tokenizer, rows.select(range(share, len(rows), shares)), "rank", **scoring_arguments(settings, model), work=Path(work)/f"{share}-of-{shares}", progress=True)
 
 def difficulty_stage(
     settings: Settings, # the active profile
     store: Store, # where corpus and base student are
 ) -> Any: # StageResult; scores.parquet: id, rank_score, n_surprising, n_tokens, n_prompt_tokens, truncated, error
-    "Rank scores of the whole corpus; goes on where a killed run stopped."
+    "Rank scores of the whole corpus, on a CPU in as many processes as `workers` says; goes on where a killed run stopped."
+    import torch
     student, base = settings.difficulty_model == "student", f"base-{settings.families[0]}"
     if student: base_path(settings, store)
     keys = ("difficulty_model", "difficulty_revision", "difficulty_top_p", "difficulty_skip_top_rank", "difficulty_batch_tokens", "student_dtype", "train_chat_template", "train_max_length", "families")
     def build(out, work):
         model, tokenizer, name = load_scorer(settings, store)
         rows = store.rows("corpus", "corpus.parquet").select_columns(["id", "prompt", "answer"])
+        shares = 1 if torch.cuda.is_available() else worker_count(settings, len(rows) // 500)
+        if shares > 1: run_jobs(settings, [Job(f"share {i + 1} of {shares}", "difficulty", "score_share", (str(work), i, shares)) for i in range(shares)], "scoring")
         scored = score(model, tokenizer, rows, "rank", **scoring_arguments(settings, model), work=work, progress=True)
         write_rows(out/"scores.parquet", scored.select_columns(SLIM))
         failed = sum(e is not None for e in scored["error"])

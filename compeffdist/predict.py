@@ -175,7 +175,7 @@ def student_facts(
         filter="none, the whole corpus" if log["sample"].startswith("corpus") else known(f"{chosen.get('method')} sampling at rate {chosen.get('rate')}, a = {chosen.get('a')}, by {chosen.get('by')}", chosen.get("method")),
         base=known(base.get("model") or f"{base.get('student_source')} student of family {log['family']}", base.get("student_source")),
         training=f"{log['steps']} steps" + "".join(f", {k.removeprefix('train_')} {own[k]}" for k in ("train_epochs", "train_lr", "train_batch", "train_accumulation", "train_lora_r") if k in own) + f", {log['precision']}",
-        command=f"make replicate PROFILE={log['profile']}")
+        command=f"make replicate PROFILE={log['profile']}" + " SENTIBENCH=<folder>" * (texts.get("texts_source") == "sentibench"))
 
 # %% ../nbs/11b_predict.ipynb #1812608f
 def _scores_table(path, facts):

@@ -8,6 +8,7 @@ __all__ = ['CURVE', 'LM_SHARE', 'TRAIN_KEYS', 'encode_rows', 'mask_picture', 'tr
 
 # %% ../nbs/10_students.ipynb #1823b448
 import math, random, time
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Sequence
 from .settings import Settings, UserError, load_settings
@@ -315,6 +316,6 @@ def loss_figure(
     "Training loss over steps, one line a student."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6, 3.2))
-    for name, log in logs.items(): ax.plot([p["step"] for p in log["curve"]], [p["loss"] for p in log["curve"]], label=name, lw=1.2)
+    for (name, log), dash in zip(logs.items(), cycle(("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1))))): ax.plot([p["step"] for p in log["curve"]], [p["loss"] for p in log["curve"]], label=name, lw=1.3, ls=dash)
     ax.set(xlabel="step", ylabel="training loss", yscale="log"); ax.legend(fontsize=7, frameon=False)
     return fig

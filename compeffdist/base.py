@@ -158,10 +158,12 @@ def _pad(rows, pad, generator, share):
     return ids, answer, real & (torch.rand(ids.shape, generator=generator) < share)
 
 # %% ../nbs/07a_base.ipynb #055927f1
-def bf16_pays() -> bool: # is bf16 faster than fp32 on this machine?
+def bf16_pays(
+    cpu: bool = False, # ask about the CPU even where there is a GPU
+) -> bool: # is bf16 faster than fp32 on this machine?
     "True on a CUDA device with bf16, or a CPU with bf16 instructions."
     import torch
-    if torch.cuda.is_available(): return torch.cuda.is_bf16_supported()
+    if torch.cuda.is_available() and not cpu: return torch.cuda.is_bf16_supported()
     try: flags = Path("/proc/cpuinfo").read_text()
     except OSError: return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
@@ -169,8 +171,8 @@ def bf16_pays() -> bool: # is bf16 faster than fp32 on this machine?
 def plain_attention(
     model: Any, # a transformers model about to be trained in bf16
 ) -> None:
-    "On a CPU, attention written out in matrix products: for short rows it is quicker than the fused kernel."
-    if model.device.type == "cpu": model.set_attn_implementation("eager")
+    "Attention written out in matrix products; for short rows in bf16 on a CPU it is quicker than the fused kernel."
+    model.set_attn_implementation("eager")
 
 def _optimizers(model, lr):
     "Muon for the blocks' matrices, AdamW for embeddings and norms."
@@ -234,7 +236,7 @@ def train_base(
     seed: int = 0, # order of batches
     max_length: int = 512, # longer sequences are left out
     work: Path|None = None, # where progress is kept every 100 steps; nowhere if None
-    bf16: bool|None = None, # None: where it pays
+    bf16: bool = False, # matrix products in bf16
 ) -> list[dict]: # step, answer_loss, tokens
     "Pre-train a base student; learning rate warms up over 5 % of the steps and falls to a twentieth along a cosine."
     import torch
@@ -243,7 +245,7 @@ def train_base(
     optimizers = _optimizers(model, lr)
     peaks, progress = [o.param_groups[0]["lr"] for o in optimizers], _Progress(model, optimizers, generator, rng, work)
     start, queue, log = progress.load()
-    if bf16 := bf16_pays() if bf16 is None else bf16: plain_attention(model)
+    if bf16: plain_attention(model)
     model.train()
     for step in (bar := tqdm(range(start, steps), desc="base student", unit="step", mininterval=5, initial=start, total=steps)):
         queue = queue or length_batches([len(r[0]) for r in rows], batch, rng)
@@ -281,7 +283,7 @@ def build_base(
     max_words: int = 36, # texts are cut to this many words
     work: Path|None = None, # progress is kept here
     encode: Callable[[Sequence[str]], Any]|None = None, # words -> vectors, for `lexical_embeddings`
-    bf16: bool|None = None, # None: where it pays
+    bf16: bool = False, # matrix products in bf16
 ) -> dict: # counts: texts, samples, tokens, parameters, final answer loss
     "Train tokenizer and base student on user texts and format-following data, and save an ordinary transformers checkpoint."
     import torch
@@ -291,7 +293,6 @@ def build_base(
     with torch.no_grad(): model.get_input_embeddings().weight.copy_(lexical_embeddings(tokenizer, hidden, encode, seed=derive_seed(seed, "embeddings")))
     log = train_base(model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "order"), work=work, bf16=bf16)
     model.config.use_cache = True
-    model.set_attn_implementation("sdpa")
     model.eval().to(getattr(torch, dtype)).save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_json(Path(out)/"base_log.json", log[::max(1, len(log) // 200)] + log[-1:])
@@ -350,11 +351,11 @@ def base_stage(
     shipped = students_folder()/family
     if source == "package": params["digest"] = content_hash(shipped) if shipped.is_dir() else None
     elif source == "hub": params |= dict(model=getattr(settings, f"student_model_{family}"), revision=getattr(settings, f"student_revision_{family}"))
-    else: params |= {k: getattr(settings, k) for k in BASE_KEYS}
+    else: params |= {k: getattr(settings, k) for k in BASE_KEYS} | dict(bf16=settings.train_precision == "bf16" and bf16_pays(cpu=True))
     def build(out, work):
         if source == "package": return dict(check_seal(shipped) and {}, **_resave(str(shipped), None, out, settings.student_dtype))
         if source == "hub": return _resave(params["model"], params["revision"], out, settings.student_dtype)
         texts, s = store.rows("texts", "texts.parquet")["text"], settings
         return build_base(family, list(texts), out, s.base_steps, s.base_batch, s.base_lr, s.base_vocab, s.base_hidden, s.base_layers, s.base_heads,
-            s.seed, s.student_dtype, s.max_words or 36, work, lambda words: embed(words, s))
+            s.seed, s.student_dtype, s.max_words or 36, work, lambda words: embed(words, s), params["bf16"])
     return store.stage(f"base-{family}", build, inputs=["texts"] if source == "build" else [], params=params, code=["base"] if source == "build" else [])

@@ -264,6 +264,11 @@ def _load_done(paths):
             done[key] = value
     return done
 
+def _records(path):
+    "A record of finished rows, and those that processes with a share each (`<share>-of-<shares>/`) have left beside it."
+    root = path.parent.parent if "-of-" in path.parent.name else path.parent
+    return [path, root/path.name, *sorted(root.glob(f"*-of-*/{path.name}"))]
+
 def _fingerprint(model, facts):
     "What all scores of one call depend on, the weights included (by a checksum of every tensor's ends)."
     ends = [] if model is None else [f"{n}{tuple(p.shape)}{p.reshape(-1)[:8].double().sum().item()}{p.reshape(-1)[-8:].double().sum().item()}" for n, p in model.named_parameters()]
@@ -357,7 +362,7 @@ def _scored(model, tokenizer, rows, ids, encoded, metric, top_p, batch_tokens, e
     names = [f"sample {i!r} (row {n})" for n, i in enumerate(ids)]
     keys = [text_hash(json.dumps([mark, i, e.ids, e.start])) for i, e in zip(ids, encoded)]
     path = Path(work)/"scored.jsonl" if work else None
-    done = _load_done([path, *sorted(path.parent.glob("*-of-*/scored.jsonl"))] if path else []) # the latter from other processes
+    done = _load_done(_records(path)) if path else {}
     if path: path.parent.mkdir(parents=True, exist_ok=True)
     handle = path.open("a", encoding="utf-8") if path else None
     def save(key, value):
@@ -422,16 +427,17 @@ def difficulty_stage(
     settings: Settings, # the active profile
     store: Store, # where corpus and base student are
 ) -> Any: # StageResult; scores.parquet: id, rank_score, n_surprising, n_tokens, n_prompt_tokens, truncated, error
-    "Rank scores of the whole corpus, on a CPU in as many processes as `workers` says; goes on where a killed run stopped."
+    "Rank scores of the whole corpus, for a small student on a CPU in as many processes as `workers` says; goes on where a killed run stopped."
     import torch
     student, base = settings.difficulty_model == "student", f"base-{settings.families[0]}"
     if student: base_path(settings, store)
     keys = ("difficulty_model", "difficulty_revision", "difficulty_top_p", "difficulty_skip_top_rank", "difficulty_batch_tokens", "student_dtype", "train_chat_template", "train_max_length", "families")
     def build(out, work):
-        model, tokenizer, name = load_scorer(settings, store)
         rows = store.rows("corpus", "corpus.parquet").select_columns(["id", "prompt", "answer"])
-        shares = 1 if torch.cuda.is_available() else worker_count(settings, len(rows) // 500)
+        apart = student and settings.student_dtype == "float32" and not torch.cuda.is_available() # each row by itself, so that shares change nothing; a model that fits many times
+        shares = worker_count(settings, len(rows) // 500) if apart else 1
         if shares > 1: run_jobs(settings, [Job(f"share {i + 1} of {shares}", "difficulty", "score_share", (str(work), i, shares)) for i in range(shares)], "scoring")
+        model, tokenizer, name = load_scorer(settings, store)
         scored = score(model, tokenizer, rows, "rank", **scoring_arguments(settings, model), work=work, progress=True)
         write_rows(out/"scores.parquet", scored.select_columns(SLIM))
         failed = sum(e is not None for e in scored["error"])

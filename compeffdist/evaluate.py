@@ -436,7 +436,8 @@ def evaluate(
     from datasets import Dataset
     s = settings or load_settings("tiny")
     either = lambda given, default: default if given is None else given
-    items = build_items(folder, tasks, either(shots, s.shots), either(seeds, s.asked_seeds), either(limit, s.eval_limit), s.max_words, s.seed)
+    s = s.model_copy(update=dict(shots=either(shots, s.shots)))
+    items = build_items(folder, tasks, s.shots, either(seeds, s.asked_seeds), either(limit, s.eval_limit), s.max_words, s.seed)
     answerer = _answerer(model_or_teacher, s, record)
     return Dataset.from_list([item_row(a, s.eval_rules) for part in _by_task(items) for a in answerer.answer(part)])
 

@@ -89,7 +89,7 @@ class Kernels:
             if path in self.started: continue
             self.started[path] = kernel = Manager(kernel_name="python3")
             warm = f"[__import__(name) for name in {warm_modules(path)}] and None"
-            run_sync(kernel.start_kernel)(cwd=str(path.parent), extra_arguments=[f"--IPKernelApp.exec_lines={warm}"])
+            run_sync(kernel.start_kernel)(cwd=str(path.parent), extra_arguments=[f"--IPKernelApp.exec_lines={warm}", "--HistoryManager.hist_file=:memory:"]) # the user's history stays the user's
 
     @contextlib.contextmanager
     def lend(
@@ -99,6 +99,10 @@ class Kernels:
         "The kernel of a notebook."
         self.prepare([path])
         kernel = self.started.pop(path)
+        if not self._alive(kernel): # ended from outside while it waited
+            self._end(kernel, now=True)
+            self.prepare([path])
+            kernel = self.started.pop(path)
         try: yield kernel
         finally: self._end(kernel, now=False)
 
@@ -106,10 +110,14 @@ class Kernels:
         "End the kernels whose notebooks did not run."
         while self.started: self._end(self.started.popitem()[1], now=True)
 
+    def _alive(self, kernel):
+        from jupyter_core.utils import run_sync
+        return run_sync(kernel.is_alive)()
+
     def _end(self, kernel, now):
         from jupyter_core.utils import run_sync
         if client := getattr(kernel, "made", None): client.stop_channels()
-        run_sync(kernel.shutdown_kernel)(now=now)
+        run_sync(kernel.shutdown_kernel)(now=now or not self._alive(kernel))
 
 # %% ../nbs/14_replicate.ipynb #34d14af8
 def run_notebook(

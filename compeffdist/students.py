@@ -247,7 +247,7 @@ def finetune(
     args = training_arguments(settings, work, len(encoded), seed, max(1, devices))
     model.config.use_cache = False
     attention = model.config._attn_implementation
-    if args.bf16 and not settings.train_packing: plain_attention(model)
+    if args.bf16 and args.use_cpu and not settings.train_packing: plain_attention(model)
     trainer = _trainer_class(settings.train_batch, settings.train_length_power, settings.train_lm_weight)(model=model, args=args, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer, peft_config=_lora(settings), callbacks=[_progress(name)])
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=_checkpoint(work))

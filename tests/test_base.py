@@ -175,12 +175,10 @@ def test_plain_attention_gives_the_same_loss_and_gradients(family):
     assert model.config._attn_implementation == "eager" and fused[0] == pytest.approx(plain[0], abs=1e-5)
     assert torch.allclose(fused[1], plain[1], atol=1e-5)
 
-def test_training_in_bf16_is_repeatable_and_leaves_no_trace_in_the_configuration(tmp_path):
+def test_training_in_bf16_is_repeatable():
     samples = formats.format_samples(TEXTS, 12, 0)
     tok = base.train_tokenizer(["".join(s for s, _ in x) for x in samples], "llama", 420)
     models = [base.new_model("llama", 420, 16, 1, 2) for _ in range(3)]
     for m, bf16 in zip(models, (False, True, True)): base.train_base(m, tok, samples, 3, 4, bf16=bf16)
     full, one, two = (m.get_input_embeddings().weight for m in models)
     assert (one == two).all() and not (full == one).all()
-    base.build_base("llama", TEXTS, tmp_path/"a", steps=1, batch=2, vocab=420, hidden=16, layers=1, heads=2)
-    assert "eager" not in (tmp_path/"a"/"config.json").read_text()

@@ -199,6 +199,8 @@ def test_rows_scored_in_shares_are_taken_over_and_equal(tokenizer, samples, tmp_
     calls = []
     model.model.register_forward_pre_hook(lambda *a: calls.append(1))
     assert score(model, tokenizer, samples, work=tmp_path).to_list() == whole.to_list() and not calls
+    for share in range(2): score(model, tokenizer, samples[share::2], work=tmp_path/f"{share}-of-2") # a run that goes on with other shares
+    assert not calls
 
 
 def test_the_record_is_not_used_for_another_model_or_setting(tokenizer, samples, tmp_path):
@@ -292,8 +294,8 @@ def test_every_measure_reports_the_row_that_cannot_be_scored(metric, tokenizer):
     for row in got[1:]: assert row["error"] and row[f"{metric}_score"] is None
 
 
-def test_the_stage_gives_the_same_scores_in_one_process_and_in_two(tmp_path):
-    from compeffdist.difficulty import difficulty_stage
+def test_the_stage_gives_the_same_scores_in_one_process_and_in_two(tmp_path, monkeypatch):
+    from compeffdist import difficulty
     from compeffdist.settings import load_settings
     from compeffdist.store import Store, write_rows
     rows = [dict(id=f"r{i}", prompt=f"yes or no? soup {i}\nOutput:", answer=["yes", "no", "no, it is not"][i % 3]) for i in range(1000)]
@@ -301,6 +303,7 @@ def test_the_stage_gives_the_same_scores_in_one_process_and_in_two(tmp_path):
     for workers in (1, 2):
         store = Store(load_settings("tiny", outputs=str(tmp_path/str(workers)), families=["llama"], workers=workers))
         store.stage("corpus", lambda out, work: write_rows(out/"corpus.parquet", rows))
-        assert difficulty_stage(store.settings, store).counts["errors"] == 0
+        if workers == 2: monkeypatch.setattr(difficulty, "_answer_tokens", None) # nothing is left to be scored here
+        assert difficulty.difficulty_stage(store.settings, store).counts["errors"] == 0
         scores.append(store.rows("difficulty", "scores.parquet").to_list())
     assert scores[0] == scores[1] and [s["id"] for s in scores[1]] == [r["id"] for r in rows]

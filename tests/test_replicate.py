@@ -155,7 +155,7 @@ def alive(pid):
     except FileNotFoundError: return False
 
 def test_a_kernel_started_ahead_runs_its_notebook_and_ends(project):
-    path = notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "import os, sys, json\nrepr('import pandas as pd')\njson.dump([os.getpid(), 'pandas' in sys.modules, sorted(n for n in globals() if not n.startswith('_'))], open('got.json', 'w'))")
+    path = notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "import os, sys, json\nrepr('import pandas as pd')\njson.dump([os.getpid(), 'pandas' in sys.modules, get_ipython().history_manager.hist_file, sorted(n for n in globals() if not n.startswith('_'))], open('got.json', 'w'))")
     assert warm_modules(path) == ["pandas"]
     kernels = Kernels()
     try:
@@ -163,8 +163,8 @@ def test_a_kernel_started_ahead_runs_its_notebook_and_ends(project):
         ahead = kernels.started[path].provisioner.pid
         run_notebook(path, project/"out.ipynb", dict(profile="tiny"), kernels)
     finally: kernels.close()
-    pid, warm, names = json.loads((project/"nbs/got.json").read_text())
-    assert pid == ahead and warm and not alive(pid) and not kernels.started
+    pid, warm, history, names = json.loads((project/"nbs/got.json").read_text())
+    assert pid == ahead and warm and history == ":memory:" and not alive(pid) and not kernels.started
     assert set(names) <= {"In", "Out", "exit", "get_ipython", "open", "quit", "profile", "os", "sys", "json"} # warming up leaves no name behind
 
 def test_kernels_whose_notebooks_do_not_run_are_ended(project, monkeypatch):
@@ -174,3 +174,12 @@ def test_kernels_whose_notebooks_do_not_run_are_ended(project, monkeypatch):
     monkeypatch.setattr(Kernels, "close", lambda self: (ahead.extend(k.provisioner.pid for k in self.started.values()), close(self)))
     assert main([]) == 1
     assert len(ahead) == 1 and not alive(ahead[0])
+
+def test_a_kernel_that_was_ended_while_it_waited_is_replaced(project):
+    import os, signal
+    path = notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "x = 1")
+    kernels = Kernels()
+    kernels.prepare([path])
+    os.kill(pid := kernels.started[path].provisioner.pid, signal.SIGKILL)
+    while alive(pid): pass
+    assert run_notebook(path, project/"out.ipynb", dict(profile="tiny"), kernels) > 0 and not kernels.started

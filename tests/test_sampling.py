@@ -149,9 +149,9 @@ def test_bad_input(change, arguments, message):
 def test_a_hundred_thousand_rows_in_seconds():
     import time
     d = corpus(100_000, 500)
-    begin = time.perf_counter()
+    begin = time.process_time()
     n = len(sample_by_difficulty(d, .1))
-    assert 9_000 < n < 11_000 and time.perf_counter() - begin < 15
+    assert 9_000 < n < 11_000 and time.process_time() - begin < 15
 
 
 @given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 60), st.floats(0, 1), st.floats(0, 1), st.sampled_from(METHODS), st.booleans(), st.sampled_from([1, 3, 1000]))

@@ -111,6 +111,6 @@ def test_bad_input():
 def test_ten_thousand_resamples_of_two_thousand_items_are_fast():
     import time
     rows = classified(2000, .7, 1, (42, 52, 62))
-    begin = time.perf_counter()
+    begin = time.process_time() # not the clock: other tests run beside this one
     interval("twitter", rows, 10_000)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5

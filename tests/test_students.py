@@ -206,3 +206,13 @@ def test_finetune_counts_the_gpus_that_one_process_drives(tok, tmp_path, monkeyp
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(students, "training_arguments", asked)
     with pytest.raises(Asked, match="^8$"): students.finetune(model(tok), tok, ROWS, settings(), tmp_path)
+
+def test_bf16_on_a_cpu_trains_with_plain_attention_and_puts_the_other_back(tok, tmp_path, monkeypatch):
+    import torch
+    from compeffdist import students
+    seen, m = [], model(tok)
+    monkeypatch.setattr(students, "bf16_pays", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    m.get_decoder().register_forward_pre_hook(lambda *a: seen.append(m.config._attn_implementation))
+    _, log = students.finetune(m, tok, ROWS[:4], settings(train_epochs=1, train_precision="bf16"), tmp_path)
+    assert set(seen) == {"eager"} and m.config._attn_implementation == "sdpa" and log["precision"] == "bf16"

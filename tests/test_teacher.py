@@ -394,7 +394,7 @@ def test_server_that_goes_down_ends_in_one_error_and_loses_nothing(serve, record
     server.close()
     start = time.monotonic()
     with pytest.raises(UserError) as e: quiet(teacher, rows(60), record)
-    assert "cannot be reached" in str(e.value) and "10 of the 60 answers" in str(e.value) and len(record) == 10 and time.monotonic() - start < 10
+    assert "cannot be reached" in str(e.value) and "10 of the 60 answers" in str(e.value) and len(record) == 10 and time.monotonic() - start < 30
     assert record.dead() == []
 
 def test_an_api_key_reaches_the_server_and_nothing_else(serve, tmp_path, monkeypatch, caplog, capfd):

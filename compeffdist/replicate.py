@@ -207,7 +207,7 @@ def _environment(settings):
     "Variables of the kernels: no telemetry or hub access unless the profile names the hub, quiet tokenizers."
     env = {"IN_TEST": "1", "TOKENIZERS_PARALLELISM": "false", "COMPEFFDIST_ROOT": str(project_root()), "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647", "OMP_WAIT_POLICY": "passive", # glibc otherwise gives every large CPU tensor's pages back and faults them in again
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"} # a kernel for each width of a batch is kept, 1,024 by default: 0.7 GiB more after 220 steps of a tiny student
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"} # a kernel for each width of a batch is kept, 1,024 by default, and each holds memory
     uses_hub = "hub" in (settings.texts_source, settings.student_source) or settings.teacher_backend in ("transformers", "vllm") or not settings.embedding_model.startswith("package:")
     return env if uses_hub else env | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 

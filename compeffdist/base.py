@@ -129,6 +129,15 @@ def length_batches(
     return batches
 
 # %% ../nbs/07a_base.ipynb #122fa005
+def _hidden(model, ids):
+    "Last hidden states and output layer. Causal, padded on the right: no mask needed."
+    import torch
+    shared = isinstance(model, torch.nn.parallel.DistributedDataParallel)
+    inner = model.module if shared else model
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    if shared: return model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states[-1], inner.get_output_embeddings() # gradients are shared only after the wrapper's forward
+    return inner.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state, inner.get_output_embeddings()
+
 def base_loss(
     model: Any, # causal language model
     ids, # token ids, batch x length, padded on the right
@@ -136,18 +145,23 @@ def base_loss(
     keep, # which other tokens to predict, same shape
     lm_weight: float = 0.3, # weight of the other tokens
     power: float = 0.0, # 0: every answer token counts the same; 1: every row does
+    average: Callable|None = None, # of a tensor over the processes that share a batch; None: this one has it all
 ): # scalar loss, answer loss
     "Mean loss over answer tokens, each weighted by (answer tokens of its row) ** -power, plus `lm_weight` times the mean over kept others; the output layer sees only those positions."
+    import torch
     import torch.nn.functional as F
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state # causal, padded on the right: no mask needed
+    hidden, head = _hidden(model, ids)
     ans, other = answer[:, 1:], keep[:, 1:] & ~answer[:, 1:]
     chosen = ans | other
-    losses = F.cross_entropy(model.get_output_embeddings()(hidden[:, :-1][chosen]).float(), ids[:, 1:][chosen], reduction="none")
+    losses = F.cross_entropy(head(hidden[:, :-1][chosen]).float(), ids[:, 1:][chosen], reduction="none")
     is_ans = ans[chosen]
     weights = (ans.sum(1, keepdim=True).clamp(min=1).float() ** -power).expand_as(ans)[ans]
-    answer_loss = (losses[is_ans] * weights).sum() / weights.sum().clamp(min=1e-6)
-    return answer_loss + lm_weight * losses[~is_ans].sum() / (~is_ans).sum().clamp(min=1), answer_loss.detach()
+    sums = torch.stack([weights.sum(), (~is_ans).sum().float()])
+    if average: sums = average(sums)
+    answer_loss = (losses[is_ans] * weights).sum() / sums[0].clamp(min=1e-6)
+    return answer_loss + lm_weight * losses[~is_ans].sum() / sums[1].clamp(min=1e-6), answer_loss.detach()
 
+# %% ../nbs/07a_base.ipynb #bf945b6d
 def _pad(rows, pad, generator, share):
     "Right-padded tensors of a batch; with causal attention padding on the right needs no mask."
     import torch

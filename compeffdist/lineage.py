@@ -137,11 +137,12 @@ def lineage_systems_stages(
 ) -> list[StageResult]: # corpora, students, evaluations
     "Build, train and evaluate KnowDist, ICLDist and the two stages after one another, for the first family."
     from compeffdist.systems import systems
+    from compeffdist.students import train_processes
     from compeffdist.workers import Job, run_jobs
     wanted = [s for s in systems(settings) if s.lineage]
     if not wanted: return []
     done = [lineage_corpus_stage(settings, store, name) for name in LINEAGE]
     for second in (False, True): # what goes on from another student waits for it
         part = [s for s in wanted if bool(s.start) is second]
-        done += run_jobs(settings, [Job(s.name, "students", "student_stage", (s.family, s.name, s.sample_stage, s.start and f"student-{s.family}-{s.start}")) for s in part], "lineage students")
+        done += run_jobs(settings, [Job(s.name, "students", "student_stage", (s.family, s.name, s.sample_stage, s.start and f"student-{s.family}-{s.start}")) for s in part], "lineage students", train_processes(settings))
     return done + run_jobs(settings, [Job(s.name, "evaluate", "evaluation_stage", (s.family, s.name, s.model_stage)) for s in wanted], "lineage evaluation")

@@ -168,6 +168,8 @@ class TrainingSettings(BaseModel):
     train_precision: Literal["bf16", "fp32"] = "bf16"
     train_lora_r: Count = 0
     train_lora_alpha: Positive = 32
+    train_processes: Count = 0 # of one training; 0: one for each GPU
+    train_fsdp: bool = False
     train_gradient_checkpointing: bool = False
     train_chat_template: bool = False
     train_save_steps: Count = 0

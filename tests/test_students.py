@@ -96,9 +96,81 @@ def test_language_modelling_lowers_the_loss_on_prompts(tok, tmp_path):
     with_lm, without = (prompt_loss(students.finetune(model(tok), tok, ROWS, settings(train_epochs=8, train_lm_weight=w, train_length_power=1), tmp_path/str(w))[0].eval()) for w in (1.0, 0.0))
     assert with_lm < without - 0.2
 
-def test_row_weights_need_one_process(tok, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="train_length_power = 1.0 .* this run has 2"): students.finetune(model(tok), tok, ROWS, settings(train_length_power=1), tmp_path)
+def test_row_weights_need_one_gpu_a_process(tok, tmp_path, monkeypatch):
+    import torch
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="train_length_power = 1.0 .* this run has 2 GPUs in 1 process,"): students.finetune(model(tok), tok, ROWS, settings(train_length_power=1), tmp_path)
+
+def made_by(n, folder, tok, **over):
+    "The stage's student, trained by n processes; its checkpoint's weights and its log."
+    from safetensors.torch import load_file
+    s = settings(outputs=str(folder), train_processes=n, **over)
+    store = Store(s)
+    def start(out, work): model(tok).save_pretrained(out); tok.save_pretrained(out)
+    store.stage("base-other", start)
+    rows = [dict(r, answer=r["answer"] + " indeed" * (i % 4)) for i, r in enumerate(ROWS)]
+    store.stage("corpus", lambda out, work: write_rows(out/"corpus.parquet", rows))
+    made = students.student_stage(s, store, "llama", "distilled", start="base-other")
+    return load_file(made.path/"model.safetensors"), json.loads((made.path/"log.json").read_text())
+
+@pytest.mark.parametrize("over", [dict(train_length_power=0.5), dict(train_batch=2, train_accumulation=2), dict(train_length_power=1, train_lora_r=4)], ids=["rows divided", "accumulation divided", "lora"])
+def test_two_processes_train_what_one_does(tok, tmp_path, over):
+    import os, torch
+    over = dict(dict(train_epochs=2, train_batch=4, train_lr=1e-3), **over)
+    one, log1 = made_by(1, tmp_path/"1", tok, **over)
+    two, log2 = made_by(2, tmp_path/"2", tok, **over)
+    again, _ = made_by(2, tmp_path/"2b", tok, **over)
+    assert log1["steps"] == log2["steps"] and log1["counts"] == log2["counts"]
+    for a, b in zip(log1["curve"], log2["curve"]): assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=2e-3)
+    for k in one: assert torch.allclose(one[k], two[k], atol=2e-5), k
+    assert all(torch.equal(two[k], again[k]) for k in two)
+    assert not torch.distributed.is_initialized() and "WORLD_SIZE" not in os.environ
+
+def sharded(rank, port, folder, tok, over):
+    "One of two processes that train a student in shards, on CPUs that accelerate takes for GPUs."
+    import os, accelerate.state, torch
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+    real = accelerate.state.PartialState.__init__
+    def relabelled(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        if self._shared_state["distributed_type"] == "MULTI_CPU": self._shared_state["distributed_type"] = accelerate.utils.DistributedType.MULTI_GPU
+    accelerate.state.PartialState.__init__ = relabelled
+    kinds, finished = set(), students._finished
+    def watched(trainer, s):
+        kinds.update(type(p.data).__name__ for p in trainer.model.parameters())
+        return finished(trainer, s)
+    students._finished = watched
+    m, _ = students.finetune(model(tok), tok, ROWS, settings(train_fsdp=True, **over), folder/"work", seed=3)
+    if rank == 0:
+        assert kinds == {"DTensor"}, kinds
+        m.save_pretrained(folder/"sharded")
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_a_student_trained_in_shards_equals_one_trained_whole(tok, tmp_path, lora):
+    import socket, torch
+    from safetensors.torch import load_file
+    over = dict(train_epochs=2, train_batch=4, train_lr=1e-3, train_lora_r=lora)
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    torch.multiprocessing.start_processes(sharded, args=(port, tmp_path, tok, over), nprocs=2, start_method="spawn")
+    students.finetune(model(tok), tok, ROWS, settings(**over), tmp_path/"one", seed=3)[0].save_pretrained(tmp_path/"whole")
+    a, b = (load_file(tmp_path/n/"model.safetensors") for n in ("sharded", "whole"))
+    assert a.keys() == b.keys()
+    for k in a: assert torch.allclose(a[k], b[k], atol=1e-6), k
+
+def test_shards_need_gpus(tok, tmp_path):
+    with pytest.raises(UserError, match="train_fsdp = true, but there is no GPU"): made_by(2, tmp_path, tok, train_fsdp=True, train_epochs=1)
+
+def test_a_batch_that_cannot_be_divided_is_one_clear_error():
+    s = settings(train_batch=4, train_accumulation=1)
+    with pytest.raises(UserError, match="train_batch = 4 x train_accumulation = 1 cannot be divided among 3 processes"): students.training_arguments(s, Path("unused"), processes=3)
+    for n in (1, 2, 4): assert students.training_arguments(s, Path("unused"), processes=n).per_device_train_batch_size == 4 // n
+
+def test_one_process_for_each_gpu(monkeypatch):
+    import torch
+    assert [students.train_processes(settings(train_processes=n)) for n in (0, 1, 2)] == [1, 1, 2]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [students.train_processes(settings(train_processes=n)) for n in (0, 1, 8)] == [4, 1, 4]
 
 def test_lora_trains_adapters_and_saves_an_ordinary_checkpoint(tok, tmp_path):
     import torch
@@ -167,14 +239,14 @@ def test_out_of_memory_on_a_single_row_and_other_errors(tok, tmp_path, monkeypat
     with pytest.raises(RuntimeError, match="no such kernel"): students.finetune(m, tok, ROWS, settings(), tmp_path/"b")
 
 def test_the_papers_schedule():
-    args = students.training_arguments(load_settings("paper"), Path("unused"), bf16=True, processes=2)
+    args = students.training_arguments(load_settings("paper", train_fsdp=False), Path("unused"), bf16=True, processes=2)
     assert (args.learning_rate, args.num_train_epochs, args.lr_scheduler_type, args.warmup_steps) == (5e-5, 4, "cosine", 0)
     assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon, args.weight_decay, args.max_grad_norm) == (0.9, 0.999, 1e-8, 0.1, 1.0)
     assert (args.max_length, args.packing, args.bf16, args.seed) == (2048, True, True, 42)
     assert args.per_device_train_batch_size == 8 and args.per_device_train_batch_size * args.gradient_accumulation_steps * 2 == 128
 
 def test_the_effective_batch_is_the_papers_on_any_number_of_gpus():
-    for n in (1, 2, 4, 8, 16): assert (a := students.training_arguments(load_settings("paper"), Path("unused"), bf16=True, processes=n)).per_device_train_batch_size * a.gradient_accumulation_steps * n == 128
+    for n in (1, 2, 4, 8, 16): assert (a := students.training_arguments(load_settings("paper", train_fsdp=False), Path("unused"), bf16=True, processes=n)).per_device_train_batch_size * a.gradient_accumulation_steps * n == 128
 
 def test_packing_runs(tok, tmp_path):
     _, log = students.finetune(model(tok), tok, ROWS, settings(train_packing=True, train_length_power=0, train_epochs=1), tmp_path)

@@ -110,3 +110,13 @@ def test_only_bars_are_taken_from_a_workers_error_stream():
     for part in ("\rrows:  50%|#####     | 5/10 [00:05<00:05,  1.00it/s]", "\n"): stream.write(part)
     print("three", file=stream)
     assert behind.getvalue() == "one\ntwo\nthree\n" and queue == [("job", "5/10 (1.00it/s, 00:05 left)")]
+
+def test_an_error_in_another_process_of_a_group_reaches_the_caller(monkeypatch):
+    import os, torch
+    from compeffdist.workers import joined
+    before = torch.get_num_threads()
+    with pytest.raises(UserError, match="in 2 processes: process 1 of 2: UserError: .*'nowhere'.* Set train_processes = 1"):
+        with joined(2, "base", "family_spec", ("nowhere",)): pass
+    with pytest.raises(ZeroDivisionError):
+        with joined(2, "base", "family_spec", ("llama",)): 1 / 0
+    assert torch.get_num_threads() == before and "RANK" not in os.environ

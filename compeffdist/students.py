@@ -76,7 +76,7 @@ def mask_picture(
     ax.set(xlim=(-1, width), ylim=(-max(c[1] for c in cells) - 0.8, 0.8)); ax.axis("off")
     return fig
 
-# %% ../nbs/10_students.ipynb #ca343574
+# %% ../nbs/10_students.ipynb #3d7b008e
 FSDP = dict(version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP", reshard_after_forward=True, cpu_ram_efficient_loading=False, state_dict_type="FULL_STATE_DICT")
 
 def train_processes(
@@ -94,6 +94,7 @@ def _divided(settings, processes):
     if batch % rest: raise UserError(f"train_batch = {batch} x train_accumulation = {accumulation} cannot be divided among {processes} processes. Set train_accumulation to a multiple of {processes}, or train_processes to a divisor of {batch * accumulation}.")
     return batch // rest, accumulation // shared
 
+# %% ../nbs/10_students.ipynb #ca343574
 def training_arguments(
     settings: Settings, # the train_… values
     folder: Path, # for checkpoints

@@ -7,13 +7,13 @@ __all__ = ['FSDP', 'CURVE', 'LM_SHARE', 'TRAIN_KEYS', 'encode_rows', 'mask_pictu
            'weighted_loss', 'finetune', 'sample_file', 'load_student', 'student_stage', 'loss_figure']
 
 # %% ../nbs/10_students.ipynb #1823b448
-import math, random, time
+import math, os, random, time
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Sequence
 from .settings import Settings, UserError, load_settings
 from .store import StageResult, Store, derive_seed, read_json, write_json
-from .workers import joined
+from .workers import run_group
 from .base import base_loss, base_stage, bf16_pays, length_batches, plain_attention
 
 # %% ../nbs/10_students.ipynb #c22c55f0
@@ -90,6 +90,9 @@ def train_processes(
 def _divided(settings, processes):
     "Rows a micro-batch and micro-batches a step of each process."
     batch, accumulation = settings.train_batch, settings.train_accumulation
+    if settings.train_length_power or settings.train_lm_weight: # rows are weighed within a micro-batch, so that is what is shared
+        rest = processes // (shared := math.gcd(batch, processes))
+        if accumulation % rest == 0: return batch // shared, accumulation // rest
     rest = processes // (shared := math.gcd(accumulation, processes))
     if batch % rest: raise UserError(f"train_batch = {batch} x train_accumulation = {accumulation} cannot be divided among {processes} processes. Set train_accumulation to a multiple of {processes}, or train_processes to a divisor of {batch * accumulation}.")
     return batch // rest, accumulation // shared
@@ -117,7 +120,7 @@ def training_arguments(
         optim="adamw_torch_fused", logging_steps=points, logging_first_step=True, report_to="none", disable_tqdm=True, dataloader_pin_memory=cuda,
         save_strategy="steps" if s.train_save_steps else "no", save_steps=s.train_save_steps or 500, save_total_limit=1,
         dataset_kwargs=dict(skip_prepare_dataset=not s.train_packing), average_tokens_across_devices=cuda or processes > 1,
-        ddp_find_unused_parameters=False, fsdp=s.train_fsdp and processes > 1, fsdp_config=FSDP)
+        fsdp=s.train_fsdp and processes > 1, fsdp_config=FSDP)
 
 # %% ../nbs/10_students.ipynb #afae71d7
 def _progress(total):
@@ -219,8 +222,9 @@ def _frugal_trainer(batch, power):
             "Forget the broken gradients and double the number of parts."
             model.zero_grad(); clear_device_cache(garbage_collection=True)
             n, own, most = self.accelerator.num_processes, self.args.per_device_train_batch_size, self.args.train_batch_size * self.args.gradient_accumulation_steps
-            if n > 1: raise UserError(f"Out of memory with {own} rows in each of {n} processes. Set train_batch = {max(1, own // 2)} and train_accumulation = {most * n // max(1, own // 2)}, which is the same effective batch, and run the same command again.")
-            if self.parts >= max(len(_texts(w)) for w in self.window): raise UserError("Out of memory on a single training row. Lower train_max_length, or set train_gradient_checkpointing = true or train_lora_r = 16.")
+            less = next((k for k in range(own // 2, 0, -1) if most % k == 0), None)
+            if n > 1 and less: raise UserError(f"Out of memory with {own} rows in each of {n} processes. Set train_batch = {less} and train_accumulation = {most // less * n}, which is the same effective batch, and run the same command again.")
+            if n > 1 or self.parts >= max(len(_texts(w)) for w in self.window): raise UserError("Out of memory on a single training row. Lower train_max_length, or set train_gradient_checkpointing = true or train_lora_r = 16.")
             self.parts *= 2
             warnings.warn(f"Out of memory at step {self.state.global_step + 1}: micro-batches of {batch} rows are taken in {self.parts} parts from here on. The effective batch stays {self.args.train_batch_size * self.args.gradient_accumulation_steps}.", stacklevel=2)
     return Frugal
@@ -246,6 +250,9 @@ def _trainer_class(batch, power, lm_weight):
             with self.accelerator.autocast(): loss = self.share * weighted_loss(model, inputs, power, lm_weight) # accelerate puts autocast into model.forward, which is not called here
             if num_items_in_batch is not None: loss = loss / self.current_gradient_accumulation_steps
             return (loss, {}) if return_outputs else loss
+        def _run_epoch(self, **kw): # in a group, a resumed epoch would get the first one's order
+            kw["train_dataloader"].set_epoch(kw["epoch"])
+            return super()._run_epoch(**kw)
         def _get_train_sampler(self, train_dataset=None):
             if self.args.packing: return super()._get_train_sampler(train_dataset)
             return Order([len(ids) for ids in self.train_dataset["input_ids"]], self.args.seed)
@@ -262,7 +269,7 @@ def finetune(
     name: str = "student", # shown beside the progress bar
 ) -> tuple[Any, dict]: # the trained model, adapters merged; log: counts, schedule, curve
     "Fine-tune on prompt-answer rows with loss on the answers (PAPER section E); goes on from a checkpoint in `work`."
-    import os, torch
+    import torch
     from datasets import Dataset
     from transformers import set_seed
     encoded, counts = encode_rows(rows, tokenizer, settings.train_max_length, settings.train_chat_template)
@@ -272,11 +279,14 @@ def finetune(
     set_seed(seed)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     devices = processes if processes > 1 else torch.cuda.device_count()
-    if own and (devices > processes or settings.train_fsdp and processes > 1): raise UserError(f"{own} = {getattr(settings, own)} weighs rows over whole copies of the student, one a process; this run has {devices} GPUs in {processes} process{'es' if processes > 1 else ''}, train_fsdp = {str(settings.train_fsdp).lower()}. Set train_fsdp = false and train_processes = 0, or {own} = 0, the paper's loss.")
-    args = training_arguments(settings, work, len(encoded), seed, max(1, devices))
+    if devices > processes: raise UserError(f"{devices} GPUs are seen by one process, which can train on one. Set train_processes = 0 (a process for each), or CUDA_VISIBLE_DEVICES=0.")
+    if own and settings.train_fsdp and processes > 1: raise UserError(f"{own} = {getattr(settings, own)} weighs rows over whole copies of the student, and train_fsdp = true cuts it up. Set train_fsdp = false, or {own} = 0, the paper's loss.")
+    args = training_arguments(settings, work, len(encoded), seed, processes)
+    _fit_to(args, model)
     model.config.use_cache, attention = False, model.config._attn_implementation
     if args.bf16 and args.use_cpu and not settings.train_packing: plain_attention(model)
     trainer = _trainer_class(settings.train_batch, settings.train_length_power, settings.train_lm_weight)(model=model, args=args, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer, peft_config=_lora(settings), callbacks=[_progress(name)])
+    if own and trainer.accelerator.process_index: torch.manual_seed(seed + trainer.accelerator.process_index) # each draws its own prompt tokens
     if args.fsdp and trainer.accelerator.distributed_type != "FSDP": raise UserError("train_fsdp = true, but there is no GPU over which to cut the student up. Set train_fsdp = false.")
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=_checkpoint(work))
@@ -289,6 +299,12 @@ def finetune(
     return model, log | dict(tokens_per_second=round(counts["tokens"] * settings.train_epochs / seconds))
 
 # %% ../nbs/10_students.ipynb #a909e630
+def _fit_to(args, model):
+    "What of the arguments depends on the model: layers that FSDP keeps together, parts that text does not reach."
+    inside = {type(m).__name__ for m in model.modules()}
+    if args.fsdp: args.fsdp_plugin_args["transformer_cls_names_to_wrap"] = ",".join(n for n in model._no_split_modules if n in inside)
+    args.ddp_find_unused_parameters = hasattr(model.config, "vision_config")
+
 def _lora(settings):
     "LoRA on every linear layer, or None for full fine-tuning."
     if not settings.train_lora_r: return None
@@ -305,7 +321,9 @@ def _finished(trainer, settings):
         from transformers import AutoModelForCausalLM
         state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if not trainer.is_world_process_zero(): return model
+        generation = model.generation_config
         model = AutoModelForCausalLM.from_config(model.config, dtype=getattr(torch, settings.student_dtype))
+        model.generation_config = generation
         if settings.train_lora_r: model = get_peft_model(model, _lora(settings))
         model.load_state_dict(state)
     return model.merge_and_unload() if settings.train_lora_r else model
@@ -332,12 +350,13 @@ def load_student(
     except (OSError, ValueError) as e: raise UserError(f"{folder} cannot be loaded as a student: {str(e).splitlines()[0]} Delete it and run the same command again.") from e
 
 # %% ../nbs/10_students.ipynb #7f6375f1
-def _trained(settings, source, sample_stage, work, seed, name):
-    "Load and train; each process of a group does the same with its share of the rows."
+def _trained(settings, source, sample_stage, out, work, seed, name):
+    "Load and train, each process of a group with its share of the rows; the first saves. The log."
     rows = Store(settings).rows(sample_stage, sample_file(sample_stage)).select_columns(["id", "prompt", "answer"]).to_list()
     model, tokenizer = load_student(source, settings.student_dtype)
     model, log = finetune(model, tokenizer, rows, settings, work, seed, name)
-    return model, tokenizer, log
+    if os.environ.get("RANK", "0") == "0": model.save_pretrained(out); tokenizer.save_pretrained(out)
+    return log
 
 def student_stage(
     settings: Settings, # student_…, train_… decide
@@ -351,9 +370,8 @@ def student_stage(
     base = base_stage(settings, store, family)
     params = {k: getattr(settings, k) for k in TRAIN_KEYS} | dict(family=family, bf16=settings.train_precision == "bf16" and bf16_pays())
     def build(out, work):
-        call = settings, store.path(start) if start else base.path, sample_stage, work, derive_seed(settings.seed, "student", family), f"student-{family}-{system}"
-        with joined(train_processes(settings), "students", "_trained", call): model, tokenizer, log = _trained(*call)
-        model.save_pretrained(out); tokenizer.save_pretrained(out)
+        call = settings, store.path(start) if start else base.path, sample_stage, out, work, derive_seed(settings.seed, "student", family), f"student-{family}-{system}"
+        log = run_group(train_processes(settings), "students", "_trained", call)
         speed = log.pop("tokens_per_second")
         write_json(out/"log.json", dict(profile=settings.profile, family=family, system=system, sample=sample_stage, **log))
         return log["counts"] | dict(steps=log["steps"], final_loss=log["final_loss"], tokens_per_second=speed)

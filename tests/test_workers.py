@@ -111,12 +111,61 @@ def test_only_bars_are_taken_from_a_workers_error_stream():
     print("three", file=stream)
     assert behind.getvalue() == "one\ntwo\nthree\n" and queue == [("job", "5/10 (1.00it/s, 00:05 left)")]
 
-def test_an_error_in_another_process_of_a_group_reaches_the_caller(monkeypatch):
-    import os, torch
-    from compeffdist.workers import joined
-    before = torch.get_num_threads()
-    with pytest.raises(UserError, match="in 2 processes: process 1 of 2: UserError: .*'nowhere'.* Set train_processes = 1"):
-        with joined(2, "base", "family_spec", ("nowhere",)): pass
-    with pytest.raises(ZeroDivisionError):
-        with joined(2, "base", "family_spec", ("llama",)): 1 / 0
-    assert torch.get_num_threads() == before and "RANK" not in os.environ
+MEMBERS = """
+import os, time
+from pathlib import Path
+from compeffdist.settings import UserError
+def rank(): return int(os.environ["RANK"])
+def total(*numbers):
+    import torch, torch.distributed as dist
+    dist.init_process_group("gloo")
+    x = torch.tensor([float(sum(numbers) * (rank() + 1))]); dist.all_reduce(x)
+    return x.item(), torch.get_num_threads()
+def one_fails(who, before):
+    import torch.distributed as dist
+    if not before: dist.init_process_group("gloo")
+    if rank() == who: raise UserError(f"row 7 of process {who}")
+    if before: dist.init_process_group("gloo")
+    dist.barrier(); time.sleep(60)
+def one_is_killed(who):
+    import signal
+    import torch.distributed as dist
+    if rank() == who: os.kill(os.getpid(), signal.SIGKILL)
+    dist.init_process_group("gloo")
+def note(folder): Path(folder, f"begun-{rank()}").write_text(str(os.getpid())); time.sleep(60)
+"""
+
+def group_script(folder, call):
+    "Run `call` with the functions above as compeffdist.members; what it printed, and how long it took."
+    import os, subprocess, sys, time
+    (folder/"members.py").write_text(MEMBERS)
+    (folder/"script.py").write_text("import sys, members\nsys.modules['compeffdist.members'] = members\nfrom compeffdist.workers import run_group\nfrom compeffdist.settings import UserError\n"
+        f"if __name__ == '__main__':\n    try: print('GOT', {call})\n    except UserError as e: print('REFUSED', e)\n")
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, str(folder/"script.py")], cwd=folder, env=os.environ | dict(COMPEFFDIST_ROOT=str(project_root())), capture_output=True, text=True, timeout=120)
+    return done.stdout.strip() or done.stderr, time.monotonic() - begin
+
+def test_a_group_shares_what_it_computes(tmp_path):
+    assert group_script(tmp_path, "run_group(2, 'members', 'total', (1, 2))[0], run_group(3, 'members', 'total', (1,))[0]")[0] == "GOT 9.0 6.0"
+
+@pytest.mark.parametrize("call, says", [("'one_fails', (1, True)", "row 7 of process 1 (One of 2 processes of members.one_fails.)"), ("'one_fails', (0, False)", "row 7 of process 0"), ("'one_fails', (1, False)", "row 7 of process 1"),
+    ("'one_is_killed', (1,)", "ended from outside, most likely for lack of memory"), ("'one_is_killed', (0,)", "ended from outside")])
+def test_the_first_failure_ends_a_group_at_once(tmp_path, call, says):
+    said, seconds = group_script(tmp_path, f"run_group(2, 'members', {call})")
+    assert said.startswith("REFUSED") and says in said and seconds < 50, said
+
+def test_a_group_ends_with_the_process_that_started_it(tmp_path):
+    import os, subprocess, sys, time
+    (tmp_path/"members.py").write_text(MEMBERS)
+    (tmp_path/"script.py").write_text(f"import sys, members\nsys.modules['compeffdist.members'] = members\nfrom compeffdist.workers import run_group\nif __name__ == '__main__': run_group(2, 'members', 'note', ({str(tmp_path)!r},))\n")
+    parent = subprocess.Popen([sys.executable, str(tmp_path/"script.py")], cwd=tmp_path, env=os.environ | dict(COMPEFFDIST_ROOT=str(project_root())))
+    for _ in range(240):
+        if len(list(tmp_path.glob("begun-*"))) == 2: break
+        time.sleep(0.25)
+    pids = [int(p.read_text()) for p in tmp_path.glob("begun-*")]
+    parent.kill(); parent.wait()
+    for _ in range(40):
+        alive = [p for p in pids if os.path.exists(f"/proc/{p}") and "Z" not in open(f"/proc/{p}/stat").read().split(")")[1][:3]]
+        if not alive: break
+        time.sleep(0.25)
+    assert len(pids) == 2 and not alive

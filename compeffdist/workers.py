@@ -31,8 +31,9 @@ def worker_count(
     each: int = 1, # processes that one job takes
 ) -> int: # jobs at a time, at least 1
     "`workers`, or as many as there are cores for where it is 0; never more than jobs."
-    import torch
-    if each > 1 and torch.cuda.is_available(): return 1 # a job has all GPUs
+    if each > 1:
+        import torch
+        if torch.cuda.is_available(): return 1 # a job has all GPUs
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(settings.workers or cores // each, jobs))
 

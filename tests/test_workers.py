@@ -38,6 +38,15 @@ def sleep_stage(settings, store, out, i):
     Path(out, f"begun-{i}").write_text(str(os.getpid())); time.sleep(25); Path(out, f"ended-{i}").write_text("")
 """
 
+def left_of(pids):
+    "Which of the processes are still there after ten seconds."
+    import os, time
+    for _ in range(40):
+        alive = [p for p in pids if os.path.exists(f"/proc/{p}") and "Z" not in open(f"/proc/{p}/stat").read().split(")")[1][:3]]
+        if not alive: break
+        time.sleep(0.25)
+    return alive
+
 def test_workers_end_with_the_process_that_started_them(tmp_path):
     import os, subprocess, sys, time
     out = tmp_path/"out"; out.mkdir()
@@ -49,10 +58,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
         time.sleep(0.25)
     pids = [int(p.read_text()) for p in out.glob("begun-*")]
     parent.kill(); parent.wait()
-    for _ in range(40):
-        alive = [p for p in pids if os.path.exists(f"/proc/{p}") and "Z" not in open(f"/proc/{p}/stat").read().split(")")[1][:3]]
-        if not alive: break
-        time.sleep(0.25)
+    alive = left_of(pids)
     assert len(pids) == 2 and not alive and not list(out.glob("ended-*"))
 
 def test_two_processes_that_want_the_same_stage_build_it_once(tmp_path):
@@ -164,8 +170,5 @@ def test_a_group_ends_with_the_process_that_started_it(tmp_path):
         time.sleep(0.25)
     pids = [int(p.read_text()) for p in tmp_path.glob("begun-*")]
     parent.kill(); parent.wait()
-    for _ in range(40):
-        alive = [p for p in pids if os.path.exists(f"/proc/{p}") and "Z" not in open(f"/proc/{p}/stat").read().split(")")[1][:3]]
-        if not alive: break
-        time.sleep(0.25)
+    alive = left_of(pids)
     assert len(pids) == 2 and not alive

@@ -222,6 +222,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'compeffdist.difficulty._fingerprint': ( 'difficulty.html#_fingerprint',
                                                                                  'compeffdist/difficulty.py'),
                                         'compeffdist.difficulty._load_done': ('difficulty.html#_load_done', 'compeffdist/difficulty.py'),
+                                        'compeffdist.difficulty._nucleus_size': ( 'difficulty.html#_nucleus_size',
+                                                                                  'compeffdist/difficulty.py'),
                                         'compeffdist.difficulty._nucleus_sizes': ( 'difficulty.html#_nucleus_sizes',
                                                                                    'compeffdist/difficulty.py'),
                                         'compeffdist.difficulty._on_cpu': ('difficulty.html#_on_cpu', 'compeffdist/difficulty.py'),

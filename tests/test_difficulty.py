@@ -74,6 +74,20 @@ def test_large_vocabulary_takes_every_route_of_the_nucleus(scale):
     assert np.allclose(token_rank_scores(logits, targets), slow, atol=1e-4)
 
 
+@pytest.mark.parametrize("scale, ties, peak", [(0, False, False), (0.3, True, False), (3, True, True), (8, False, True)])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 0.999])
+@pytest.mark.parametrize("sort_from", [1, 8, 10_000])
+def test_halving_a_row_counts_what_sorting_it_counts(scale, ties, peak, top_p, sort_from):
+    x = np.random.default_rng(3).normal(size=(20, 997)).astype(np.float32) * scale
+    if ties: x = x.round()
+    for w in np.exp(x - x.max(-1, keepdims=True)):
+        goal = w.sum(dtype=np.float64) * top_p * (1 - difficulty.EDGE)
+        tail = goal * (1 / top_p - 1) / len(w)
+        mass = np.sort(w)[::-1].cumsum(dtype=np.float64)
+        assert difficulty._nucleus_size(w, goal, tail, sort_from) == next(n for n, m in enumerate(mass, 1) if m >= goal)
+        if top_p == 0.95: assert (w[w > difficulty.PEAK * tail].sum(dtype=np.float64) >= goal) <= peak # a flat row is halved
+
+
 @pytest.mark.parametrize("top_p", [0.1, 0.95, 1.0])
 @pytest.mark.parametrize("scale", [0, 0.3, 8])
 def test_the_way_of_a_gpu_gives_what_the_way_of_a_cpu_gives(scale, top_p, monkeypatch):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from .corpus import cut
-from .sentibench import Task, read_split, render
+from .sentibench import Task, gold, read_split, render
 from .settings import UserError
 
 # %% ../nbs/10a_baselines.ipynb #1d1a03ca
@@ -34,8 +34,7 @@ def fit_baseline(
     if not train: raise UserError(f"{task.name} has no train records to learn a baseline from.")
     answers = [render(task, r) for r in train]
     if name == "majority":
-        counts = Counter(answers)
-        best = max(counts, key=lambda a: (a != "[]", counts[a]))
+        best = Counter([a for a, r in zip(answers, train) if gold(task, r)] or answers).most_common(1)[0][0]
         return lambda records: [best] * len(records)
     from sklearn.feature_extraction.text import TfidfVectorizer
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)[#@]?\w+|[!?]")

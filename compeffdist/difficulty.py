@@ -63,10 +63,10 @@ def token_ranks(
     return ranks
 
 # %% ../nbs/08_difficulty.ipynb #54823f8c
-PEAK = 32 # weights above so many times the average outside the nucleus are tried first
+PEAK = 32 # weights above so many times the tail's mass, spread over the vocabulary, are tried first
 
 def _nucleus_size(w, goal, tail, sort_from=4096):
-    "How many of the largest weights of a NumPy row reach `goal`; `tail` is the average outside the nucleus."
+    "How many of the largest weights of a NumPy row reach `goal`; `tail` is the mass outside it, spread over the row."
     import numpy as np
     peak, size = w[w > PEAK * tail], 0
     if peak.sum(dtype=np.float64) >= goal: w = peak
@@ -84,7 +84,7 @@ def _nucleus_sizes(weights, goal, top_p):
     if top_p == 1: return (weights >= 0).sum(-1)
     V, tail = weights.shape[1], goal * (1 / top_p - 1) / weights.shape[1]
     if _on_cpu(weights): return torch.tensor([_nucleus_size(w, g, t) for w, g, t in zip(weights.numpy(), goal.tolist(), tail.tolist())], dtype=torch.int64).clamp(max=V)
-    for factor in (PEAK, 1 / 2): # half the average: what is below it cannot fill the tail, so the rest reaches the goal
+    for factor in (PEAK, 1 / 2): # half of it: what is below cannot fill the tail, so the rest reaches the goal
         kept = weights > factor * tail[:, None]
         if factor < 1 or (torch.where(kept, weights, 0).sum(-1, dtype=torch.float64) >= goal).all(): break
     return ((weights.topk(int(kept.sum(-1).amax())).values.double().cumsum(-1) < goal[:, None]).sum(-1) + 1).clamp(max=V)

@@ -17,7 +17,7 @@ from typing import Any
 from .corpus import render_prompt
 from .grammar import generate
 from .sentibench import TASKS, _counts, macro, parse_array, pool, read_split
-from .settings import Settings, UserError
+from .settings import Settings, UserError, input_folder
 from .store import StageResult, Store, content_hash, derive_seed, read_json, write_json, write_rows
 from .teacher import Request, ask, load_teacher, teacher_params
 
@@ -339,13 +339,12 @@ def fsa_data_stage(
     store: Store, # where it goes
 ) -> StageResult: # the benchmark in the release's layout
     "Write the embedded records, or check and copy the user's files."
-    s = settings
-    embedded = s.fsa == "embedded"
-    params = dict(sets=s.fsa_sets, **(dict(train=s.benchmark_train, test=s.benchmark_test, seed=s.seed) if embedded else dict(digest=content_hash(Path(s.fsa)) if Path(s.fsa).is_dir() else s.fsa)))
+    s, folder = settings, input_folder(settings.fsa)
+    params = dict(sets=s.fsa_sets, **(dict(digest=content_hash(folder) if folder.is_dir() else s.fsa) if folder else dict(train=s.benchmark_train, test=s.benchmark_test, seed=s.seed)))
     def build(out, work):
         counts = dict.fromkeys(FSA_SPLITS, 0)
         for name in s.fsa_sets:
-            made = embedded_fsa(name, s.benchmark_train, s.benchmark_test, s.seed) if embedded else {split: read_fsa(s.fsa, name, split) for split in FSA_SPLITS}
+            made = embedded_fsa(name, s.benchmark_train, s.benchmark_test, s.seed) if folder is None else {split: read_fsa(folder, name, split) for split in FSA_SPLITS}
             for split, records in made.items():
                 (out/name).mkdir(parents=True, exist_ok=True)
                 write_json(out/name/f"{split}.json", records)

@@ -6,18 +6,19 @@
 __all__ = ['ANALYSIS_PROMPT', 'TASKS_PROMPT', 'DEFINE_PROMPT', 'DEMONSTRATE_PROMPT', 'Text', 'Output', 'TYPES', 'MIN_EXAMPLES',
            'SCHEMAS', 'Asker', 'Perspective', 'one_line', 'fill', 'blocks', 'repair_json', 'parse_json', 'TaskIdea',
            'Demonstration', 'Definition', 'read_list', 'compares_texts', 'task_type', 'read_definition',
-           'demonstration_fault', 'ask_parsed', 'Builder', 'parse_prompts', 'group_perspectives', 'load_instructions',
-           'render_task', 'find_target', 'task_input', 'InstructionSet', 'build_instructions', 'instructions_stage']
+           'in_usual_format', 'demonstration_fault', 'ask_parsed', 'Builder', 'parse_prompts', 'group_perspectives',
+           'load_instructions', 'render_task', 'find_target', 'task_input', 'InstructionSet', 'build_instructions',
+           'instructions_stage']
 
 # %% ../nbs/06_instructions.ipynb #4f09505c
 import contextlib, json, random, re, tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Callable, Mapping, Sequence
+from typing import Annotated, Any, get_args, Callable, Mapping, Sequence
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from .attributes import collect_mentions, count_attributes, split_items
 from .perspectives import cluster_by
-from .settings import Settings, UserError
+from .settings import Settings, TaskType, UserError
 from .store import ResponseRecord, StageResult, Store, derive_seed, read_json, write_json, write_rows
 from .teacher import Request, ask, load_teacher, teacher_params
 
@@ -170,14 +171,16 @@ def read_list(
     return good, bad
 
 # %% ../nbs/06_instructions.ipynb #a8b68dd7
-TYPES = ("closed classification", "open classification", "scoring", "extraction", "structured output")
+TYPES = get_args(TaskType)
+_TWO_INPUTS = re.compile(r"\b(?:text|review|tweet|post|message|sentence|passage) ?(?:[12]|[AB])\s*[:.)]", re.I) # in an input "each other" is an ordinary word
 _PAIR = re.compile(r"\b(?:two|both|pairs? of|another|multiple|several|different|between|across) (?:\w+ )?(?:texts|reviews|tweets|posts|messages|sentences|passages|documents|inputs)\b|\b(?:another|second|other) (?:text|review|tweet|message|passage|document)\b|\b(?:[Tt]ext|[Rr]eview|[Ss]entence|[Pp]assage) ?(?:[12]|[AB])\b|\beach other\b")
 
 def compares_texts(
-    *parts: str, # name, description, example inputs
+    *parts: str, # name, description, prompt
+    inputs: Sequence[str] = (), # of examples
 ) -> bool: # True if the task needs more than one text
-    "Recognise tasks that compare texts."
-    return any(_PAIR.search(p) for p in parts)
+    "Recognise tasks that compare texts: by their words, or by inputs that hold two numbered texts."
+    return any(_PAIR.search(p) for p in parts) or any(_TWO_INPUTS.search(i) for i in inputs)
 
 def task_type(
     stated: str, # what the teacher called it
@@ -206,9 +209,13 @@ def read_definition(
     if not found: return None, bad
     d = found[0]
     examples, bad = read_list(d.examples, Demonstration)
-    if compares_texts(d.name, d.description, *(e.input for e in examples[:3])): return None, [("compares two texts", d.name)]
-    rows = list({e.input: dict(input=e.input, output=e.output) for e in examples}.values())
+    if compares_texts(d.name, d.description, inputs=[e.input for e in examples[:3]]): return None, [("compares two texts", d.name)]
+    rows = []
+    for e in examples:
+        if any(e.input == r["input"] for r in rows): bad.append(("input seen before", e.input))
+        else: rows.append(dict(input=e.input, output=e.output))
     if len(rows) < MIN_EXAMPLES: return None, bad + [(f"{len(rows)} usable examples, {MIN_EXAMPLES} needed", d.name)]
+    bad += [("more examples than asked for", r["input"]) for r in rows[n_examples:]]
     return dict(name=d.name, type=task_type(d.type, d.description), description=d.description, demonstrations=rows[:n_examples]), bad
 
 # %% ../nbs/06_instructions.ipynb #774054e8
@@ -220,6 +227,13 @@ def _grams(text, n=6):
     words = re.findall(r"\w+", text.lower())
     return {tuple(words[i:i + n]) for i in range(max(1, len(words) - n + 1))} if words else set()
 
+def in_usual_format(
+    rows: Sequence[Mapping], # demonstrations of one task
+) -> list[Mapping]: # those whose output is JSON, or those whose output is not, whichever are more
+    "Leave out odd outputs, so that they do not make the others look odd."
+    json_like = [_is_json(r["output"]) for r in rows]
+    return [r for r, j in zip(rows, json_like) if j == (sum(json_like) * 2 > len(rows))]
+
 def demonstration_fault(
     row: Mapping, # input, output
     task: Mapping, # the task with its demonstrations so far
@@ -229,7 +243,7 @@ def demonstration_fault(
     first = task["demonstrations"]
     if any(one_line(r).lower() == row["input"].lower() or _grams(r) & _grams(row["input"]) for r in references): return "copies a reference text"
     if re.search(r"\breference(?: text)?s? ?(?:[AB]\b|texts?\b|above)|\breference texts?\b", row["input"] + " " + row["output"], re.I): return "mentions the reference texts"
-    if compares_texts(row["input"]): return "compares two texts"
+    if compares_texts(inputs=[row["input"]]): return "compares two texts"
     if any(d["input"] == row["input"] for d in first): return "input seen before"
     if first and all(_is_json(d["output"]) for d in first) != _is_json(row["output"]): return "output is not in the examples' format"
     if task["type"] == "scoring" and not re.fullmatch(r"-?\d+(?:\.\d+)?", row["output"]) and all(re.fullmatch(r"-?\d+(?:\.\d+)?", d["output"]) for d in first): return "output is not a number"
@@ -306,10 +320,10 @@ def _build_analysis(self: Builder, perspectives: Mapping[int, Sequence[Mapping]]
     for i, p in ask_for.items():
         out[p] = []
         for prompt in values.get(i, []):
-            fault = "too short" if len(prompt.split()) < 4 else "duplicate" if prompt in out[p] else "compares two texts" if compares_texts(prompt) else ""
+            fault = ("too short" if len(prompt.split()) < 4 else "duplicate" if prompt in out[p] else "compares two texts" if compares_texts(prompt)
+                else "more prompts than asked for" if len(out[p]) >= s.instructions_analysis_prompts else "")
             if fault: self.drop(p, "analysis", fault, prompt)
             else: out[p].append(prompt)
-        out[p] = out[p][:s.instructions_analysis_prompts]
     return out
 
 Builder.build_analysis = _build_analysis
@@ -348,9 +362,12 @@ def _define_tasks(self: Builder, ideas: Mapping[str, tuple[int, TaskIdea]]) -> d
         for reason, item in bad: self.drop(p, "definition" if task is None else "example", reason, item)
         if task is None: continue
         rows, task["demonstrations"] = task["demonstrations"], []
+        usual = in_usual_format(rows)
         for row in rows:
-            if fault := demonstration_fault(row, task | dict(demonstrations=[r for r in rows if r is not row])): self.drop(p, "example", fault, row["input"])
+            if fault := demonstration_fault(row, task | dict(demonstrations=[r for r in usual if r is not row])): self.drop(p, "example", fault, row["input"])
             else: task["demonstrations"].append(row)
+        needed = min(MIN_EXAMPLES, self.settings.instructions_examples)
+        if (n := len(task["demonstrations"])) < needed: self.drop(p, "definition", f"{n} usable examples, {needed} needed", idea.name); continue
         out[t] = (p, dict(id=t) | task)
     return out
 

@@ -10,7 +10,7 @@ __all__ = ['find_repeats', 'distinct_n', 'dispersion', 'coverage', 'label_faults
 import re
 from collections import Counter
 from typing import Any, Callable, Mapping, Sequence
-from .instructions import TYPES, _is_json, demonstration_fault
+from .instructions import TYPES, demonstration_fault, in_usual_format
 from .settings import UserError
 from .store import Store
 from .texts import PERMUTATIONS, _signatures, jaccard, normalise, shingles
@@ -83,10 +83,8 @@ def format_faults(
     task: Mapping, # type, description, demonstrations
 ) -> list[tuple[str, str]]: # reason, input
     "Demonstrations that the builder's filter would refuse beside the others of their task."
-    rows, json_like = task["demonstrations"], [_is_json(d["output"]) for d in task["demonstrations"]]
-    usual = sum(json_like) * 2 > len(rows) # one odd output must not make the others look odd
-    alike = lambda i: [r for j, r in enumerate(rows) if j != i and json_like[j] == usual]
-    judged = ((demonstration_fault(r, dict(task, demonstrations=alike(i))), r["input"]) for i, r in enumerate(rows))
+    rows, usual = task["demonstrations"], in_usual_format(task["demonstrations"])
+    judged = ((demonstration_fault(r, dict(task, demonstrations=[u for u in usual if u is not r])), r["input"]) for r in rows)
     return [(f"demonstration: {fault}", text) for fault, text in judged if fault]
 
 # %% ../nbs/06b_quality.ipynb #27d26d82

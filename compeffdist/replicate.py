@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 from .report import write_report
-from .settings import Settings, UserError, load_settings, project_root
+from .settings import Settings, UserError, input_folder, load_settings, project_root
 from .store import Store, content_hash, read_json, text_hash, write_json
 
 # %% ../nbs/14_replicate.ipynb #4b684c7c
@@ -176,7 +176,7 @@ def git_commit(
 def _public(settings):
     "Settings for the manifest: folders of this machine by name only."
     values = settings.model_dump()
-    values["sentibench"], values["outputs"] = Path(settings.sentibench).name, Path(settings.outputs).name
+    values |= {k: Path(values[k]).name for k in ("sentibench", "fsa", "outputs")}
     return values
 
 def write_manifest(
@@ -218,10 +218,9 @@ def _expected(store):
 
 # %% ../nbs/14_replicate.ipynb #bcbbdec1
 def _outside(settings):
-    "Names, sizes and times of a benchmark folder's files: cheap, and enough to see that it was changed."
-    folder = Path(settings.sentibench)
-    if settings.sentibench == "embedded" or not folder.is_dir(): return []
-    return [[p.relative_to(folder).as_posix(), (s := p.stat()).st_size, s.st_mtime_ns] for p in sorted(folder.rglob("*.json"))]
+    "Names, sizes and times of the benchmark folders' files: cheap, and enough to see that one was changed."
+    folders = [f for f in map(input_folder, (settings.sentibench, settings.fsa)) if f and f.is_dir()]
+    return [[p.relative_to(folder).as_posix(), (s := p.stat()).st_size, s.st_mtime_ns] for folder in folders for p in sorted(folder.rglob("*.json"))]
 
 def _reference(settings):
     "Files that results are shown beside, where a user has them: published numbers (notebook 13c), another inventory of attributes (22)."

@@ -56,8 +56,8 @@ def _engine_config(engine, top_k, top_p):
     return config
 
 def _merge(rows, results):
-    "The samples with what was found about them, by row number; a sample's own columns stay as they are."
-    return [{**r, **{k: v for k, v in new.items() if k not in r and k != "id"}} for r, new in zip(rows, results, strict=True)]
+    "The samples with what was found about them, by row number; as in `score`, a new value replaces a column of the same name."
+    return [{**r, **{k: v for k, v in new.items() if k not in ("id", "prompt", "answer")}} for r, new in zip(rows, results, strict=True)]
 
 # %% ../nbs/08a_scale.ipynb #9573f076
 def score_vllm(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Share', 'Positive', 'Count', 'Names', 'Numbers', 'Shares', 'OptionalCount', 'Family', 'Families', 'TaskType',
-           'TaskTypes', 'UserError', 'project_root', 'TextSettings', 'TeacherSettings', 'InstructionSettings',
-           'SelectionSettings', 'StudentSettings', 'TrainingSettings', 'EvaluationSettings', 'FsaSettings',
-           'PlanSettings', 'Settings', 'read_profile', 'load_settings']
+           'TaskTypes', 'UserError', 'project_root', 'input_folder', 'TextSettings', 'TeacherSettings',
+           'InstructionSettings', 'SelectionSettings', 'StudentSettings', 'TrainingSettings', 'EvaluationSettings',
+           'FsaSettings', 'PlanSettings', 'Settings', 'read_profile', 'load_settings']
 
 # %% ../nbs/00_settings.ipynb #8e02fce9
 import configparser, os
@@ -27,6 +27,13 @@ def project_root(
     for folder in (here, *here.parents):
         if (folder/"settings.ini").is_file(): return folder
     raise UserError(f"No settings.ini in {here} or above it. Run from inside the project, or set COMPEFFDIST_ROOT to its folder.")
+
+# %% ../nbs/00_settings.ipynb #f6b70614
+def input_folder(
+    value: str, # a folder of the user's, as settings.ini names it
+) -> Path|None: # where it lies, seen from the project's root; None for `embedded` or `none`
+    "A notebook's working directory is not the project's root, so a relative name must not be read as it stands."
+    return None if value in ("embedded", "none") else (project_root()/Path(value).expanduser()).resolve()
 
 # %% ../nbs/00_settings.ipynb #0366302b
 def _split(value): return [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else value

@@ -130,7 +130,7 @@ def _progress(total):
     class Progress(TrainerCallback):
         def on_train_begin(self, args, state, control, **kw): self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=total, unit="step", mininterval=5, disable=not state.is_world_process_zero)
         def on_step_end(self, args, state, control, **kw): self.bar.update(state.global_step - self.bar.n)
-        def on_log(self, args, state, control, logs=None, **kw): self.bar.set_postfix(loss=f"{(logs or {}).get('loss', math.nan):.3f}", refresh=False)
+        def on_log(self, args, state, control, logs=None, **kw): "loss" in (logs or {}) and self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
         def on_train_end(self, args, state, control, **kw): self.bar.close()
     return Progress()
 

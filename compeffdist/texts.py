@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from . import grammar
 from .sentibench import TASKS, get_task, read_split
-from .settings import Settings, UserError, project_root
+from .settings import Settings, UserError, input_folder
 from .store import StageResult, Store, content_hash, derive_seed, write_json, write_rows
 
 # %% ../nbs/02a_texts.ipynb #96a0aa74
@@ -23,9 +23,7 @@ def benchmark_folder(
     settings: Settings, # the active profile
 ) -> Path|None: # None for the embedded benchmark
     "Where the real SentiBench lies."
-    if settings.sentibench == "embedded": return None
-    folder = Path(settings.sentibench).expanduser()
-    return folder if folder.is_absolute() else (project_root()/folder).resolve()
+    return input_folder(settings.sentibench)
 
 # %% ../nbs/02a_texts.ipynb #cbb037e4
 def write_benchmark(
@@ -94,11 +92,12 @@ def _hub_texts(sources: Sequence[str], total: int, seed: int) -> list[dict[str, 
     if not sources: raise UserError("texts_source = hub needs texts_hub = owner/name[/config]:column[@revision], … in settings.ini.")
     rows = []
     for s in map(hub_source, sources):
+        name = "/".join(filter(None, (s["path"], s["config"])))
         try: data = load_dataset(s["path"], s["config"], split="train", revision=s["revision"])
         except (OSError, ValueError) as e: raise UserError(f"The hub's data set {s['path']!r} could not be loaded: {e}. Check name, revision and network, or use texts_source = sentibench with a folder.") from e
         if s["column"] not in data.column_names: raise UserError(f"The data set {s['path']!r} has no column {s['column']!r}; it has {', '.join(data.column_names)}.")
-        data = data.shuffle(seed=derive_seed(seed, "hub", s["path"])).select(range(min(len(data), -(-total // len(sources)))))
-        rows += [dict(id=f"{s['path']}-{i}", text=t, domain=s["path"]) for i, t in enumerate(data[s["column"]])]
+        data = data.shuffle(seed=derive_seed(seed, "hub", name)).select(range(min(len(data), -(-total // len(sources)))))
+        rows += [dict(id=f"{name}-{i}", text=t, domain=name) for i, t in enumerate(data[s["column"]])]
     return rows
 
 # %% ../nbs/02a_texts.ipynb #671d68e4
@@ -208,7 +207,6 @@ def texts_stage(
     params = {k: getattr(settings, k) for k in ("texts_source", "texts_total", "texts_hub", "seed")}
     def build(out: Path, work: Path) -> dict[str, int]:
         folder = store.path("benchmark", "benchmark")
-        if settings.texts_source == "sentibench": benchmark_folder(settings) or user_texts(settings)
         rows = user_texts(settings, folder)
         unique, counts = clean(rows)
         tests = [r["sentence"] for task in TASKS for r in read_split(folder, task, "test")]

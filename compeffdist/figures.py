@@ -6,6 +6,7 @@
 __all__ = ['PALETTE', 'SYSTEM_COLOURS', 'MARKERS', 'set_style', 'save_figure', 'save_table']
 
 # %% ../nbs/13a_figures.ipynb #692a37f8
+import re, unicodedata
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 from .settings import UserError
@@ -45,7 +46,7 @@ def save_table(
     caption: str, # stands alone
     display: Any = None, # the same table formatted for reading; `table` if None
 ) -> Any: # the DataFrame that is shown
-    "Write a table as CSV, Markdown and LaTeX with its caption; raises `UserError` for an empty table or a missing value."
+    "Write a table as CSV, Markdown and LaTeX with its caption; raises `UserError` for an empty table."
     if len(table) == 0: raise UserError(f"Table {name!r} is empty: the stage that feeds it produced no rows. Run the earlier notebooks first: make replicate.")
     shown = table if display is None else display
     with atomic(store.tables/f"{name}.csv") as p: table.to_csv(p, index=False, lineterminator="\n")
@@ -55,8 +56,10 @@ def save_table(
     return shown
 
 def _latex(table, caption, name):
-    "A booktabs table; every cell and the caption escaped by pandas."
+    "A booktabs table that pdflatex reads: cells and caption escaped, Markdown's bold as bold, other signs by their names."
     styled = table.astype(str).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
     text = styled.to_latex(hrules=True, label=f"tab:{name}", caption="CAPTION", position_float="centering")
-    escape = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$"}
-    return text.replace("CAPTION", "".join(escape.get(c, c) for c in caption)).replace("±", r"$\pm$")
+    text = text.replace("CAPTION", "".join({c: "\\" + c for c in "%&_#"}.get(c, c) for c in caption))
+    signs = {"±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$", "−": "$-$", "→": r"$\rightarrow$", "×": r"$\times$", "ρ": r"$\rho$"}
+    plain = lambda c: "" if c in "\ufe0f\u200d" else signs[c] if c in signs else c if c < "\u0250" or c in "–—‘’“”…•" else f"[{unicodedata.name(c, 'sign').lower()}]"
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", "".join(map(plain, text)))

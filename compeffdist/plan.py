@@ -47,7 +47,8 @@ def teacher_lines(
         _asked("instructions: definitions", tasks, words(DEFINE_PROMPT) + 30, 60*(s.instructions_examples + 2), s.construct_max_tokens, s),
         _asked("instructions: demonstrations", tasks*s.instructions_demo_calls, words(DEMONSTRATE_PROMPT) + 60 + 4*min(text, 80), 4*text, s.construct_max_tokens, s),
         _asked("corpus", round(s.corpus_size*s.corpus_oversample), s.plan_instruction_words + text*(1 + s.corpus_max_demonstrations/2), s.plan_answer_tokens, s.answer_max_tokens, s)]
-    if s.lineage: lines += [_asked(f"corpus: {n}", s.corpus_size, s.plan_instruction_words + text*(1 + k), s.plan_answer_tokens, s.answer_max_tokens, s) for n, k in (("knowdist", 0), ("icldist", s.shots))]
+    if s.fsa != "none": lines.append(_asked("fsa", 2*s.fsa_corpus, s.plan_instruction_words + text, s.plan_answer_tokens, s.answer_max_tokens, s)) # an analysis and a rewrite of each text
+    if s.lineage: lines += [_asked(f"corpus: {n}", s.corpus_size, s.plan_instruction_words + text*(1 + k), s.plan_answer_tokens, s.answer_max_tokens, s) for n, k in (("knowdist", 0), ("icldist", 2))] # ICLDist: 0 to 4 demonstrations, 2 on average
     return lines + [_asked("evaluation: teacher", items, 40 + text*(1 + s.shots), 12, 150, s)]
 
 # %% ../nbs/14a_plan.ipynb #93705d0e
@@ -172,11 +173,18 @@ def _kind(stage):
     if head == "evaluation": return f"evaluation: {stage.split('-')[1]}"
     return head if head in ("attributes", "instructions", "corpus", "difficulty") else None
 
+def _devices(kind, s):
+    "Devices that a stage of a run keeps busy, as `hours` counts them."
+    if kind in ("attributes", "instructions", "corpus", "evaluation: teacher"): return s.teacher_tensor_parallel if s.teacher_backend == "vllm" else 1
+    if kind == "difficulty": return s.workers or s.plan_devices
+    if kind.startswith("training") and s.student_source == "hub": return s.train_processes or s.plan_devices
+    return 1 # students side by side have a core each
+
 def actual(
     settings: Settings, # the active profile
     manifest: Mapping[str, Any], # of its finished run, from manifest.json
 ): # pandas DataFrame: stage, planned_hours, actual_hours, ratio, rows; stages that the run did not have are left out
-    "What was planned beside what the run's manifest says."
+    "What was planned beside what the run's manifest says, both in device hours."
     import pandas as pd
     planned, took, rows = {}, {}, {}
     for r in plan(settings).itertuples():
@@ -185,7 +193,7 @@ def actual(
     known = {s.evaluation_stage for s in systems(settings)} | {s.model_stage for s in systems(settings)} | {"attributes", "instructions", "corpus", "difficulty"}
     for name, s in manifest["stages"].items():
         if name not in known or (kind := _kind(name)) not in planned: continue
-        took[kind] = took.get(kind, 0) + s["seconds_when_built"]/3600
+        took[kind] = took.get(kind, 0) + s["seconds_when_built"]/3600*_devices(kind, settings)
         rows[kind] = rows.get(kind, 0) + s["counts"].get("rows_in", s["counts"].get("rows_out", 0))
     return pd.DataFrame([dict(stage=k, planned_hours=planned[k], actual_hours=took[k], ratio=took[k]/planned[k], rows=rows[k]) for k in planned if k in took])
 

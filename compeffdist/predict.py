@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from .evaluate import Student, budget, build_prompt, decode, decode_tokens, encode, label_paths, last_logits
+from .evaluate import Student, budget, build_prompt, decode, decode_tokens, encode, label_paths, last_logits, one_line
 from .sentibench import Task, first_array, get_task, parse_array
 from .settings import Settings, UserError, load_settings
 from .store import read_json, read_rows
@@ -25,6 +25,7 @@ class Label:
     label: str
     score: float                                      # probability of the label among the allowed ones
     scores: dict[str, float] = field(repr=False)      # of every label; they add up to 1
+    cut: bool = field(default=False, repr=False)      # True: only the first max_words words were read
 
 @dataclass(frozen=True)
 class Tuples:
@@ -33,6 +34,7 @@ class Tuples:
     items: tuple[dict[str, str], ...]                 # every field a string; "NULL" where nothing in the text says it
     valid: bool                                       # False: the answer was no array of the fields asked for
     raw: str = field(default="", repr=False)
+    cut: bool = field(default=False, repr=False)
 
 @dataclass(frozen=True)
 class Reply:
@@ -40,6 +42,7 @@ class Reply:
     text: str
     answer: str
     complete: bool                                    # False: the model had not ended its answer at the token limit
+    cut: bool = field(default=False, repr=False)
 
 # %% ../nbs/11b_predict.ipynb #aa75fb7d
 def label_probabilities(
@@ -83,6 +86,8 @@ class Analyzer(Student):
         prompts = [build_prompt(task, r, (), self.settings.max_words) for r in records]
         return self._fit(encode(self.tokenizer, prompts, self.settings.eval_chat_template), budget(task, self.settings))
 
+    def _cut(self, text): return one_line(text, self.settings.max_words) != one_line(text)
+
     def _fit(self, ids, limit):
         room = self.context - limit
         if long := [i for i, row in enumerate(ids) if len(row) > room]: raise UserError(f"Text {long[0]} with its instruction has {len(ids[long[0]])} tokens; {room} fit ({self.context} of context less {limit} to generate). Shorten it, or pass settings with max_words or a larger eval_context.")
@@ -104,7 +109,7 @@ class TaskAnalyzer(Analyzer):
         if not task.labels: raise UserError(f"{task.name} extracts tuples, it has no labels. Use .extract({task.name!r}, texts).")
         ids, paths = self._ids(task, texts, targets), label_paths(task, self.tokenizer, self.settings.eval_chat_template)
         rows = label_probabilities(self.model, ids, paths, self.settings.eval_batch_tokens) if ids else []
-        return [Label(t, best := max(p, key=p.get), p[best], p) for t, p in zip(texts, rows)]
+        return [Label(t, best := max(p, key=p.get), p[best], p, self._cut(t)) for t, p in zip(texts, rows)]
 
     def extract(
         self,
@@ -116,7 +121,7 @@ class TaskAnalyzer(Analyzer):
         if task.labels: raise UserError(f"{task.name} has labels, it extracts nothing. Use .classify({task.name!r}, texts).")
         ids, s = self._ids(task, texts), self.settings
         raws = decode(self.model, self.tokenizer, ids, [budget(task, s)]*len(ids), s.eval_batch_tokens, s.eval_chat_template)
-        return [Tuples(t, *_read_tuples(task, raw), raw) for t, raw in zip(texts, raws)]
+        return [Tuples(t, *_read_tuples(task, raw), raw, self._cut(t)) for t, raw in zip(texts, raws)]
 
 # %% ../nbs/11b_predict.ipynb #e2d69c4a
 class SentimentAnalyzer(TaskAnalyzer):
@@ -125,7 +130,7 @@ class SentimentAnalyzer(TaskAnalyzer):
     def from_pretrained(
         cls,
         path: "str|Path", # a checkpoint with its tokenizer, e.g. outputs/tiny/artifacts/student-llama-distilled
-        settings: Settings|None = None, # budgets, batch size, chat template; those of the profile that trained it if None
+        settings: Settings|None = None, # budgets, batch size, max_words (longer texts are cut, and marked `cut`), chat template; those of the profile that trained it if None
     ) -> "SentimentAnalyzer":
         "Load a checkpoint with the settings of the profile that trained it; raises `UserError` if there is none."
         log = Path(path)/"log.json"
@@ -144,7 +149,7 @@ class SentimentAnalyzer(TaskAnalyzer):
         ids = self._fit(encode(self.tokenizer, prompts, self.settings.eval_chat_template), max_new_tokens) if texts else []
         end = self.tokenizer.eos_token_id
         made = decode_tokens(self.model, ids, [max_new_tokens]*len(ids), [end], self.settings.eval_batch_tokens)
-        return [Reply(t, self.tokenizer.decode(k, skip_special_tokens=True).strip(), k[-1] == end) for t, k in zip(texts, made)]
+        return [Reply(t, self.tokenizer.decode(k, skip_special_tokens=True).strip(), k[-1] == end, self._cut(t)) for t, k in zip(texts, made)]
 
     def polarity(self, texts: Sequence[str], neutral: bool = True) -> list[Label]: return self.classify("twitter" if neutral else "sst2", texts)
     def emotions(self, texts: Sequence[str]) -> list[Label]: return self.classify("tweeteval", texts)
@@ -168,12 +173,13 @@ def student_facts(
     own, sample = _stage_params(run, path.name).get("params", {}), _stage_params(run, log["sample"])
     corpus = _stage_params(run, log["sample"] if log["sample"].startswith("corpus") else next((n for n in sample.get("inputs", {}) if n.startswith("corpus")), "corpus"))
     texts, base, asked, chosen = (_stage_params(run, n).get("params", {}) for n in ("texts", f"base-{log['family']}", corpus.get("stage", ""), log["sample"]))
+    before = next((n for n in _stage_params(run, path.name).get("inputs", {}) if n.startswith("student-")), None)
     known = lambda text, *values: text if all(v not in (None, "") for v in values) else "not known"
     return dict(family=log["family"], system=log["system"], profile=log["profile"],
         data=known(f"{log['counts']['rows_out']:,} prompt-answer rows over user texts of source {texts.get('texts_source')}", texts.get("texts_source")),
         teacher=known(f"{asked.get('model')}, revision {asked.get('revision')}, back end {asked.get('backend')}", asked.get("model")) + (" (a rule-based stand-in, no language model)" if asked.get("backend") == "embedded" else ""),
         filter="none, the whole corpus" if log["sample"].startswith("corpus") else known(f"{chosen.get('method')} sampling at rate {chosen.get('rate')}, a = {chosen.get('a')}, by {chosen.get('by')}", chosen.get("method")),
-        base=known(base.get("model") or f"{base.get('student_source')} student of family {log['family']}", base.get("student_source")),
+        base=known(base.get("model") or f"{base.get('student_source')} student of family {log['family']}", base.get("student_source")) + (f", then {before}" if before else ""),
         training=f"{log['steps']} steps" + "".join(f", {k.removeprefix('train_')} {own[k]}" for k in ("train_epochs", "train_lr", "train_batch", "train_accumulation", "train_lora_r") if k in own) + f", {log['precision']}",
         command=f"make replicate PROFILE={log['profile']}" + " SENTIBENCH=<folder>" * (texts.get("texts_source") == "sentibench"))
 

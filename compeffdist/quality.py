@@ -132,7 +132,7 @@ def quality_table(
         at = [i for i, k in enumerate(kinds) if k == kind]
         if at: rows += [dict(part="diversity", measure=f"{kind}: {name}", value=value) for name, value in (("texts", len(at)), ("distinct-1", distinct_n([texts[i]["text"] for i in at], 1)), ("distinct-2", distinct_n([texts[i]["text"] for i in at], 2)), ("dispersion", dispersion(vectors[at])))]
     reach = coverage(embedder(list(perspectives["attribute"])), perspectives["count"], perspectives["perspective"].astype(str), vectors, [t["perspective"] for t in texts])
-    words = dict(nearest="cosine of an attribute to its nearest instruction", nearest_weighted="the same, weighted by mentions", own="nearest instruction is of its own perspective", own_weighted="the same, weighted by mentions", own_chance="the same, by chance")
+    words = dict(nearest="cosine of an attribute to its nearest instruction", nearest_weighted="cosine of a mention to its nearest instruction", own="attributes whose nearest instruction is of their own perspective", own_weighted="mentions whose nearest instruction is of their own perspective", own_chance="attributes whose nearest instruction is of their own perspective, by chance")
     rows += [dict(part="coverage", measure=words[k], value=v) for k, v in reach.items()]
     bad = {f["id"] for f in faults if f["reason"].startswith(("fewer than two", "one label in", "label"))}
     rows += [dict(part="perspectives with a valid task", measure=k, value=v) for k, v in types_covered(instructions, bad).items()]
@@ -140,13 +140,15 @@ def quality_table(
 
 # %% ../nbs/06b_quality.ipynb #923529e3
 def step_counts(
-    store: Store, # holds attributes, perspectives, instructions
+    store: Store, # holds texts, attributes, perspectives, instructions
     top: int = 5, # reasons shown for each step; the rest is summed up
 ) -> list[dict]: # step, rows, dropped, reasons
     "Texts, mentions, attributes, perspectives, tasks proposed and kept, demonstrations, with drops by reason."
-    facts = {s["stage"]: s["counts"] for s in store.stages() if s["stage"] in ("attributes", "perspectives", "instructions")}
+    facts = {s["stage"]: s["counts"] for s in store.stages() if s["stage"] in ("texts", "attributes", "perspectives", "instructions")}
     instructions = store.json("instructions", "instructions.json")
-    why = {"enumeration": Counter(store.rows("attributes", "malformed.parquet")["reason"])}
+    t = facts["texts"]
+    why = {"texts": Counter({w: n for w, n in (("empty", t["empty"]), ("said before", t["duplicates"]), ("a test text", t["exact"]), ("nearly a test text", t["near"]), ("more than texts_total", t["rows_in"] - t["rows_out"] - sum(t[k] for k in ("empty", "duplicates", "exact", "near")))) if n}),
+        "enumeration": Counter(store.rows("attributes", "malformed.parquet")["reason"])}
     for step, reason in zip(*(store.rows("instructions", "dropped.parquet")[c] for c in ("step", "reason"))): why.setdefault(step, Counter())[reason] += 1
     def row(step, rows, *steps, lost=None):
         reasons = sum((why.get(s, Counter()) for s in steps), Counter())
@@ -154,6 +156,6 @@ def step_counts(
         return dict(step=step, rows=rows, dropped=sum(reasons.values()) if lost is None else lost, reasons="; ".join(shown) or "–")
     a, kept = facts["attributes"], sum(len(v["tasks"]) for v in instructions.values())
     lost = sum(why.get("definition", Counter()).values())
-    return [row("texts asked about", a["rows_in"], lost=a["dead"]), row("mentions read", a["mentions"], "enumeration"), row("attributes named", a["names"]), row("attributes after the threshold", a["rows_out"]) | dict(dropped=a["names"] - a["rows_out"], reasons="seen too rarely"),
+    return [row("user texts", t["rows_out"], "texts"), row("texts asked about", a["rows_in"], lost=a["dead"]), row("mentions read", a["mentions"], "enumeration"), row("attributes named", a["names"]), row("attributes after the threshold", a["rows_out"]) | dict(dropped=a["names"] - a["rows_out"], reasons="seen too rarely"),
         row("perspectives", facts["perspectives"]["perspectives"], "perspective"), row("analysis prompts", facts["instructions"]["analysis"], "analysis"), row("tasks proposed", kept + lost, "tasks"), row("tasks kept", kept, "definition"),
         row("demonstrations", facts["instructions"]["demonstrations"], "example", "demonstration")]

@@ -45,6 +45,16 @@ def _number(text, where):
     if not math.isfinite(value): raise UserError(f"{where}: value = {text!r} is not a number. Write e.g. 61.3, or leave it empty if it is not known.")
     return value
 
+# %% ../nbs/13c_reference.ipynb #3c17ef39
+def _fsa_gain(settings, store):
+    "Mean F1 (per cent) over the FSA sets' test splits, pre-trained start less plain; None if they were not run."
+    def mean(start):
+        stages = [f"fsa-{name.replace('/', '-')}-{start}" for name in settings.fsa_sets]
+        f1 = [100*r["f1"] for s in stages if store.has(s) for r in store.rows(s, "scores.parquet").to_list() if r["subset"] == "test"]
+        return sum(f1)/len(f1) if all(map(store.has, stages)) else None
+    plain, pretrained = (mean(start) if settings.fsa != "none" else None for start in ("plain", "pretrained"))
+    return None if None in (plain, pretrained) else pretrained - plain
+
 # %% ../nbs/13c_reference.ipynb #07209eb6
 def measured(
     settings: Settings, # the active profile
@@ -64,6 +74,7 @@ def measured(
         if scores.isna().any(): raise UserError(f"A score of {s.family} {s.name} is missing. Delete {store.artifacts/s.evaluation_stage} and run: make replicate PROFILE={settings.profile}")
         for family in settings.families if s.name == "teacher" else [s.family]: # one teacher a run, compared with each family's row
             out |= {(family, s.name, t): float(v) for t, v in scores.items()} | {(family, s.name, "average"): float(scores.mean())}
+    if (gain := _fsa_gain(settings, store)) is not None: out["t5-base", "fsa-distilled", "gain on fine-grained tasks"] = gain
     return out
 
 def comparison(

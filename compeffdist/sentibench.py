@@ -273,10 +273,10 @@ def _cover(offsets, tokens):
     return frozenset(covered)
 
 def _locate(text, phrase, split):
-    "Where the parts of a predicted phrase first occur; parts that do not occur are left out."
+    "Where the parts of a predicted phrase first occur; parts that are empty or do not occur are left out."
     if phrase == "NULL" and not split: return []
     parts = [p.strip() for p in phrase.split("AND")] if split else [phrase]
-    return [(b, b + len(p)) for p in parts if (b := text.find(p)) >= 0]
+    return [(b, b + len(p)) for p in parts if p and (b := text.find(p)) >= 0]
 
 # %% ../nbs/11_sentibench.ipynb #8662e88f
 def _graph_gold(record, tokens):

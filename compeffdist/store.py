@@ -94,7 +94,7 @@ def content_hash(
     return h.hexdigest()
 
 # %% ../nbs/01_store.ipynb #7b9bae60
-# These shape no artefact: settings and store only carry values, the others are read by people.
+# A change to these rebuilds nothing: settings and store carry values (`derive_seed` among them: to change it is to rerun), workers and replicate say when and where, figures are read by people.
 PLUMBING = {"settings", "store", "figures", "replicate", "workers", "systems"}
 
 def _imports(tree):
@@ -256,7 +256,7 @@ def _digest_outputs(folder):
     return {p.relative_to(folder).as_posix(): content_hash(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "stage.json"}
 
 def _damage(self: Store, name: str):
-    "Why a finished stage's files are not what they were, or None; checked once a process."
+    "Why a finished stage's files are not what they were, or None; checked once by each `Store`."
     if name not in self._whole:
         want, have = _meta(self, name)["outputs"], _digest_outputs(self.artifacts/name)
         wrong = sorted(k for k in want.keys() | have.keys() if want.get(k) != have.get(k))

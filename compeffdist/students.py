@@ -381,9 +381,11 @@ def student_stage(
 def loss_figure(
     logs: dict[str, dict], # name -> log.json's content
 ): # matplotlib figure
-    "Training loss over steps, one line a student."
+    "Training loss over the share of training that is done, one line a student."
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
     fig, ax = plt.subplots(figsize=(6, 3.2))
-    for (name, log), dash in zip(logs.items(), cycle(("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1))))): ax.plot([p["step"] for p in log["curve"]], [p["loss"] for p in log["curve"]], label=name, lw=1.3, ls=dash)
-    ax.set(xlabel="step", ylabel="training loss", yscale="log"); ax.legend(fontsize=7, frameon=False)
+    for (name, log), dash in zip(logs.items(), cycle(("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1))))): ax.plot([100 * p["step"] / log["steps"] for p in log["curve"]], [p["loss"] for p in log["curve"]], label=f"{name} ({log['steps']:,} steps)", lw=1.3, ls=dash)
+    ax.set(xlabel="share of training (%)", ylabel="training loss (nats)", yscale="log"); ax.legend(fontsize=7, frameon=False)
+    for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter): axis(ScalarFormatter())
     return fig

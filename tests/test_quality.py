@@ -105,8 +105,9 @@ def test_counts_at_each_step_add_up(tmp_path):
         write_json(out/"instructions.json", instructions())
         write_rows(out/"dropped.parquet", [dict(perspective=0, step=s, reason=r, item="") for s, r in [("tasks", "duplicate name"), ("definition", "no JSON"), *[("demonstration", f"reason {i}") for i in range(7)]]])
         return dict(rows_in=2, rows_out=3, analysis=3, demonstrations=12)
-    store.stage("attributes", attributes); store.stage("perspectives", lambda out, work: write_json(out/"x.json", 1) or dict(perspectives=2)); store.stage("instructions", built)
+    store.stage("texts", lambda out, work: write_json(out/"x.json", 1) or dict(rows_in=12, rows_out=5, empty=1, duplicates=2, exact=0, near=1)); store.stage("attributes", attributes); store.stage("perspectives", lambda out, work: write_json(out/"x.json", 1) or dict(perspectives=2)); store.stage("instructions", built)
     rows = {r["step"]: r for r in Q.step_counts(store)}
+    assert rows["user texts"] == dict(step="user texts", rows=5, dropped=7, reasons="more than texts_total (3); said before (2); empty (1); nearly a test text (1)")
     assert rows["texts asked about"]["dropped"] == 1 and rows["mentions read"] == dict(step="mentions read", rows=20, dropped=4, reasons="no fields (3); no list (1)")
     assert rows["attributes after the threshold"]["dropped"] == 4 and (rows["tasks proposed"]["rows"], rows["tasks proposed"]["dropped"], rows["tasks kept"]["rows"], rows["tasks kept"]["dropped"]) == (4, 1, 3, 1)
     assert rows["demonstrations"]["dropped"] == 7 and "2 other reasons (2)" in rows["demonstrations"]["reasons"] and rows["analysis prompts"]["reasons"] == "–"

@@ -1,5 +1,5 @@
 "FSA-Distillation: the benchmark's files, the linear form, the scorer, real teacher responses, and a whole small run."
-import json, re
+import json, re, shutil
 from collections import Counter
 from pathlib import Path
 import pytest
@@ -201,3 +201,17 @@ def test_the_whole_system_runs_and_is_cached(tmp_path, monkeypatch):
     assert scores.f1["test"] == score_fsa("acsa/rest16", read_fsa(store.path("fsa-data"), "acsa/rest16", "test")[:6], list(test.output))["f1"]
     assert all(r.cached for r in fsa.fsa_stages(s, store))
     assert fsa.fsa_stages(s.model_copy(update=dict(fsa="none")), store) == []
+
+def test_a_folder_is_named_from_the_root_wherever_the_notebook_runs(tmp_path, monkeypatch):
+    from compeffdist.fsa import fsa_data_stage
+    from compeffdist.settings import project_root
+    ini = project_root(Path(__file__))/"settings.ini"
+    (tmp_path/"nbs").mkdir(); (tmp_path/"settings.ini").write_text("")
+    monkeypatch.setenv("COMPEFFDIST_ROOT", str(tmp_path)); monkeypatch.chdir(tmp_path/"nbs")
+    s = load_settings("tiny", path=ini, outputs=str(tmp_path/"one"), fsa_sets="acsa/rest16", benchmark_train=4, benchmark_test=4)
+    made = fsa_data_stage(s, Store(s))
+    (tmp_path/"data").mkdir(); shutil.copytree(made.path, tmp_path/"data/fsa")
+    own = load_settings("tiny", path=ini, outputs=str(tmp_path/"two"), fsa="data/fsa", fsa_sets="acsa/rest16")
+    copied = fsa_data_stage(own, Store(own))
+    assert all(read_fsa(copied.path, "acsa/rest16", k) == read_fsa(made.path, "acsa/rest16", k) for k in ("train", "test"))
+

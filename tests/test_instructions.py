@@ -231,3 +231,15 @@ def test_instructions_from_texts_in_one_call(tmp_path):
 @pytest.mark.parametrize("texts, message", [([], "0 texts are not enough"), (["a"], "1 texts"), (["a", 3], "got 3"), (["a", "  "], "non-empty")])
 def test_bad_texts(texts, message):
     with pytest.raises(UserError, match=message): I.build_instructions(texts, None, small())
+
+def test_one_odd_example_is_dropped_alone_and_ordinary_inputs_are_no_pairs():
+    examples = [dict(input=f"sample {i}", output="[]") for i in range(7)] + [dict(input="My parents love each other.", output="none")]
+    answers = GOOD | {"define": json.dumps(dict(name="Terms", type="extraction", description="Extract the terms as a JSON array.", examples=examples[:3] + examples[7:] + examples[3:7]))}
+    builder = I.Builder(teacher_of(answers), small(instructions_max_tasks=1, instructions_examples=8), TEXTS)
+    (_, task), = builder.define_tasks(builder.propose_tasks({0: GROUPS[0]})).values()
+    assert [d["output"] for d in task["demonstrations"]] == ["[]"] * 7
+    assert [d["reason"] for d in builder.dropped if d["step"] == "example"] == ["output is not in the examples' format"]
+    few = answers | {"define": json.dumps(dict(name="Terms", type="extraction", description="Extract.", examples=examples[:3] + [dict(input=f"odd {i}", output="none") for i in range(2)]))}
+    builder = I.Builder(teacher_of(few), builder.settings, TEXTS)
+    assert not builder.define_tasks(builder.propose_tasks({0: GROUPS[0]})) and "3 usable examples, 4 needed" in {d["reason"] for d in builder.dropped}
+

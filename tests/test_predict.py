@@ -124,3 +124,17 @@ def test_a_card_says_what_is_not_known_and_refuses_what_is_no_student(run_folder
 def test_an_analyzer_is_the_evaluations_student(analyzer, tmp_path):
     assert isinstance(analyzer, evaluate.Student) and analyzer.context == 1024
     assert SentimentAnalyzer(analyzer.model, analyzer.tokenizer).settings == load_settings("tiny")
+
+def test_a_text_that_was_cut_is_marked(analyzer):
+    short = SentimentAnalyzer(analyzer.model, analyzer.tokenizer, analyzer.settings.model_copy(update=dict(max_words=4)))
+    texts = ["The soup was lovely.", "The soup was lovely indeed."]
+    for ask in (short.polarity, short.aspects, lambda t: short.ask("What is it?", t, 2)): assert [r.cut for r in ask(texts)] == [False, True]
+    assert not any(r.cut for r in analyzer.polarity(texts)) and short.polarity(texts)[1].scores != analyzer.polarity(texts)[1].scores
+
+def test_a_second_stage_names_its_first(run_folder):
+    from compeffdist.store import read_json, write_json
+    file = run_folder/"stage.json"
+    assert ", then" not in predict.student_facts(run_folder)["base"]
+    write_json(file, read_json(file) | dict(inputs={"student-llama-knowdist": {}}))
+    assert predict.student_facts(run_folder)["base"].endswith(", then student-llama-knowdist")
+

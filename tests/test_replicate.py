@@ -183,3 +183,16 @@ def test_a_kernel_that_was_ended_while_it_waited_is_replaced(project):
     os.kill(pid := kernels.started[path].provisioner.pid, signal.SIGKILL)
     while alive(pid): pass
     assert run_notebook(path, project/"out.ipynb", dict(profile="tiny"), kernels) > 0 and not kernels.started
+
+def test_a_changed_benchmark_folder_of_either_kind_is_seen(tmp_path, monkeypatch):
+    from compeffdist.replicate import _public, run_key
+    from compeffdist.settings import load_settings
+    for key in ("sentibench", "fsa"):
+        folder = tmp_path/key; folder.mkdir(); (folder/"train.json").write_text("[]")
+        settings = load_settings("tiny", **{key: str(folder)})
+        before = run_key(settings, {})
+        assert run_key(settings, {}) == before and _public(settings)[key] == key
+        (folder/"train.json").write_text("[1]")
+        after = run_key(settings, {})
+        assert {k for k in before if before[k] != after[k]} == {"benchmark"}
+

@@ -137,3 +137,9 @@ def test_two_processes_give_what_one_gives(tmp_path, wanted):
         assert n == 2 and out == wanted and single["id"] == 7 and single["rank_score"] == next(r["rank_score"] for r in wanted if r["id"] == "s0")
         assert "top_p" in errors[0] and "Unknown metric 'loss'" in errors[1]
     assert sorted(f.parent.name for f in tmp_path.glob("*/scored.jsonl")) == ["0-of-2", "1-of-2"]
+
+def test_a_second_scoring_replaces_the_first():
+    from compeffdist.scale import _merge
+    rows = [dict(id=7, prompt="p", answer="a", domain="x", rank_score=9.0, error="old")]
+    assert _merge(rows, [dict(id="0", prompt="p", answer="a", rank_score=0.1, error=None)]) == [dict(id=7, prompt="p", answer="a", domain="x", rank_score=0.1, error=None)]
+

@@ -172,6 +172,11 @@ def graph(text, golds, preds):
     return score("opener", [dict(sentence=text, opinions=golds)], [json.dumps([dict(zip(fields, p)) for p in preds])])
 
 
+def test_an_empty_part_covers_nothing():
+    golds = [dict(Source=[["We"], ["0:2"]], Target=[[], []], Polar_expression=[["friendly"], ["8:16"]], Polarity="Positive")]
+    assert graph("We like friendly people .", golds, [("NULL", "", "", "positive")])["f1"] == 0
+
+
 def test_graph_f1_by_hand():
     text = "We loved the very friendly staff of this old hotel ."
     golds = [opinion("We", "staff", "very friendly", "Positive", text), opinion("", "hotel", "old", "Negative", text)]

@@ -156,9 +156,10 @@ def test_hub_texts_draws_equally_and_checks_the_column(monkeypatch):
         asked.append((path, config, split, revision))
         return datasets.Dataset.from_dict(dict(text=[f"{path} {i}" for i in range(30)]))
     monkeypatch.setattr(datasets, "load_dataset", load)
-    rows = t._hub_texts(["a/b:text@v1", "c/d/e:text"], 20, 1)
-    assert asked == [("a/b", None, "train", "v1"), ("c/d", "e", "train", None)]
-    assert len(rows) == 20 and sum(r["domain"] == "a/b" for r in rows) == 10 and len({r["id"] for r in rows}) == 20
+    rows = t._hub_texts(["a/b:text@v1", "c/d/e:text", "c/d/f:text"], 30, 1) # two configurations of one data set
+    assert asked == [("a/b", None, "train", "v1"), ("c/d", "e", "train", None), ("c/d", "f", "train", None)]
+    assert len(rows) == 30 and [sum(r["domain"] == d for r in rows) for d in ("a/b", "c/d/e", "c/d/f")] == [10, 10, 10] and len({r["id"] for r in rows}) == 30
+    assert [r["text"] for r in rows[10:20]] != [r["text"] for r in rows[20:]]
     with pytest.raises(UserError, match="no column 'body'"): t._hub_texts(["a/b:body"], 5, 1)
     with pytest.raises(UserError, match="texts_hub"): t._hub_texts([], 5, 1)
 

@@ -140,7 +140,7 @@ def main():
     table += "| model | scorer | forward pass, all logits | forward pass, logits of answers | scorer over the first | over the second |\n|---|---|---|---|---|---|\n"
     for k, r in result["over the forward pass"].items(): table += f"| {k} | {r['scorer_s']:.2f} s | {r['whole_forward_s']:.2f} s | {r['answer_forward_s']:.2f} s | {r['over_whole']:+.0%} | {r['over_answers']:+.0%} |\n"
     m = result["machine"]
-    (project_root()/"benchmarks/results/difficulty.md").write_text(table + f"\nV = {a.vocab:,}, {a.samples} answers of 40 tokens (4 for width 512), Llamas in float32, the small one trained for {a.steps} steps, the other random; {result['threads']} thread(s), CPU seconds, {a.rounds} interleaved rounds, medians. {m['cpu']}, {m['cores']} cores, torch {m['versions']['torch']}, transformers {m['versions']['transformers']}. Made by `python benchmarks/bench_difficulty.py`.\n")
+    (project_root()/"benchmarks/results/difficulty.md").write_text(table + f"\nV = {a.vocab:,}, {a.samples} answers of 40 tokens (4 for width 512), Llamas in float32, the small one trained for {a.steps} steps, the other random; {result['threads']} thread(s), CPU seconds, {a.rounds} interleaved rounds, medians (of a ratio: the median of the rounds' ratios). {m['cpu']}, {m['cores']} cores, torch {m['versions']['torch']}, transformers {m['versions']['transformers']}. Made by `python benchmarks/bench_difficulty.py`.\n")
     print(table)
 
 

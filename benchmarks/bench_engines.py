@@ -48,7 +48,7 @@ def main():
     m, tokens = machine(), sum(first[last]["n_tokens"]) + sum(first[last]["n_prompt_tokens"])
     write_json(project_root()/"benchmarks/results/engines.json", dict(machine=m, rows=len(samples), tokens=tokens, rounds=a.rounds, wide=wide, threads=torch.get_num_threads(), results=result))
     text = "| way | seconds | speed against the first | largest difference in score |\n|---|---|---|---|\n" + "".join(f"| {r['way']} | {r['seconds']} | {r['ratio']} | {r['largest_difference']:.1g} |\n" for r in result)
-    text += f"\n{len(samples)} rows, {tokens:,} tokens ({sum(first[last]['n_tokens']):,} of answers), packaged Llama student ({sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters) in float32; {wide} rows had a nucleus wider than top_k. {a.rounds} interleaved rounds, medians; starting vLLM is not counted. {m['cpu']}, {m['cores']} cores. Made by `python benchmarks/bench_engines.py`.\n"
+    text += f"\n{len(samples)} rows, {tokens:,} tokens ({sum(first[last]['n_tokens']):,} of answers), packaged Llama student ({sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters) in float32; {wide} rows had a nucleus wider than top_k. {a.rounds} interleaved rounds, medians (of a ratio: the median of the rounds' ratios); starting vLLM is not counted. {m['cpu']}, {m['cores']} cores. Made by `python benchmarks/bench_engines.py`.\n"
     (project_root()/"benchmarks/results/engines.md").write_text(text)
     print(text)
 

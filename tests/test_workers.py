@@ -53,7 +53,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     (tmp_path/"slowly.py").write_text(SLOWLY)
     (tmp_path/"parent.py").write_text("import sys, slowly\nsys.modules['compeffdist.slowly'] = slowly\n" + PARENT.format(here=str(tmp_path), out=str(out)))
     parent = subprocess.Popen([sys.executable, str(tmp_path/"parent.py")], cwd=tmp_path, env=os.environ | dict(COMPEFFDIST_ROOT=str(project_root())))
-    for _ in range(240):
+    for _ in range(800):
         if len(list(out.glob("begun-*"))) == 2: break
         time.sleep(0.25)
     pids = [int(p.read_text()) for p in out.glob("begun-*")]
@@ -132,13 +132,13 @@ def one_fails(who, before):
     if not before: dist.init_process_group("gloo")
     if rank() == who: raise UserError(f"row 7 of process {who}")
     if before: dist.init_process_group("gloo")
-    dist.barrier(); time.sleep(60)
+    dist.barrier(); time.sleep(280)
 def one_is_killed(who):
     import signal
     import torch.distributed as dist
     if rank() == who: os.kill(os.getpid(), signal.SIGKILL)
     dist.init_process_group("gloo")
-def note(folder): Path(folder, f"begun-{rank()}").write_text(str(os.getpid())); time.sleep(60)
+def note(folder): Path(folder, f"begun-{rank()}").write_text(str(os.getpid())); time.sleep(280)
 """
 
 def group_script(folder, call):
@@ -148,7 +148,7 @@ def group_script(folder, call):
     (folder/"script.py").write_text("import sys, members\nsys.modules['compeffdist.members'] = members\nfrom compeffdist.workers import run_group\nfrom compeffdist.settings import UserError\n"
         f"if __name__ == '__main__':\n    try: print('GOT', {call})\n    except UserError as e: print('REFUSED', e)\n")
     begin = time.monotonic()
-    done = subprocess.run([sys.executable, str(folder/"script.py")], cwd=folder, env=os.environ | dict(COMPEFFDIST_ROOT=str(project_root())), capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, str(folder/"script.py")], cwd=folder, env=os.environ | dict(COMPEFFDIST_ROOT=str(project_root())), capture_output=True, text=True, timeout=290)
     return done.stdout.strip() or done.stderr, time.monotonic() - begin
 
 def test_a_group_shares_what_it_computes(tmp_path):
@@ -158,14 +158,14 @@ def test_a_group_shares_what_it_computes(tmp_path):
     ("'one_is_killed', (1,)", "ended from outside, most likely for lack of memory"), ("'one_is_killed', (0,)", "ended from outside")])
 def test_the_first_failure_ends_a_group_at_once(tmp_path, call, says):
     said, seconds = group_script(tmp_path, f"run_group(2, 'members', {call})")
-    assert said.startswith("REFUSED") and says in said and seconds < 50, said
+    assert said.startswith("REFUSED") and says in said and seconds < 240, said # the others would sleep on
 
 def test_a_group_ends_with_the_process_that_started_it(tmp_path):
     import os, subprocess, sys, time
     (tmp_path/"members.py").write_text(MEMBERS)
     (tmp_path/"script.py").write_text(f"import sys, members\nsys.modules['compeffdist.members'] = members\nfrom compeffdist.workers import run_group\nif __name__ == '__main__': run_group(2, 'members', 'note', ({str(tmp_path)!r},))\n")
     parent = subprocess.Popen([sys.executable, str(tmp_path/"script.py")], cwd=tmp_path, env=os.environ | dict(COMPEFFDIST_ROOT=str(project_root())))
-    for _ in range(240):
+    for _ in range(800):
         if len(list(tmp_path.glob("begun-*"))) == 2: break
         time.sleep(0.25)
     pids = [int(p.read_text()) for p in tmp_path.glob("begun-*")]

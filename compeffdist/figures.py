@@ -56,7 +56,7 @@ def save_table(
     return shown
 
 def _latex(table, caption, name):
-    "A booktabs table that pdflatex reads: cells and caption escaped, Markdown's bold as bold, other signs by their names."
+    "A booktabs table: cells and caption escaped, Markdown's bold as bold, signs that pdflatex does not know as mathematics or by their names."
     styled = table.astype(str).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
     text = styled.to_latex(hrules=True, label=f"tab:{name}", caption="CAPTION", position_float="centering")
     text = text.replace("CAPTION", "".join({c: "\\" + c for c in "%&_#"}.get(c, c) for c in caption))

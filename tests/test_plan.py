@@ -100,3 +100,10 @@ def test_what_is_run_is_not_left_out():
     from compeffdist.plan import left_out
     before, after = left_out(load_settings("mini", lineage=False)), left_out(load_settings("mini", lineage=True, families="llama, qwen3, gemma3", fsa="embedded", curve_rates="0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0"))
     assert len(before) == len(after) + 4
+
+def test_actual_hours_are_those_of_all_devices_of_a_stage():
+    manifest = dict(stages={"difficulty": dict(seconds_when_built=3600, counts=dict(rows_in=1)), "student-llama-distilled": dict(seconds_when_built=3600, counts=dict(rows_in=1))})
+    took = lambda **over: actual(load_settings("tiny", **over), manifest).set_index("stage").actual_hours.to_dict()
+    assert took(workers=3) == {"difficulty": 3, "training: llama": 1} and took(workers=0, plan_devices=2)["difficulty"] == 2
+    many = actual(load_settings("paper", train_processes=8, families="llama"), manifest).set_index("stage").actual_hours
+    assert many["training: llama"] == 8

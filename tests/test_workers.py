@@ -38,9 +38,15 @@ def sleep_stage(settings, store, out, i):
     Path(out, f"begun-{i}").write_text(str(os.getpid())); time.sleep(25); Path(out, f"ended-{i}").write_text("")
 """
 
-def left_of(pids):
-    "Which of the processes are still there after ten seconds."
+def left_without(parent, folder):
+    "Kill a process once its two children have noted their ids in `begun-*`; the children that are there ten seconds later."
     import os, time
+    for _ in range(800):
+        if len(list(folder.glob("begun-*"))) == 2: break
+        time.sleep(0.25)
+    pids = [int(p.read_text()) for p in folder.glob("begun-*")]
+    parent.kill(); parent.wait()
+    assert len(pids) == 2
     for _ in range(40):
         alive = [p for p in pids if os.path.exists(f"/proc/{p}") and "Z" not in open(f"/proc/{p}/stat").read().split(")")[1][:3]]
         if not alive: break
@@ -53,13 +59,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     (tmp_path/"slowly.py").write_text(SLOWLY)
     (tmp_path/"parent.py").write_text("import sys, slowly\nsys.modules['compeffdist.slowly'] = slowly\n" + PARENT.format(here=str(tmp_path), out=str(out)))
     parent = subprocess.Popen([sys.executable, str(tmp_path/"parent.py")], cwd=tmp_path, env=os.environ | dict(COMPEFFDIST_ROOT=str(project_root())))
-    for _ in range(800):
-        if len(list(out.glob("begun-*"))) == 2: break
-        time.sleep(0.25)
-    pids = [int(p.read_text()) for p in out.glob("begun-*")]
-    parent.kill(); parent.wait()
-    alive = left_of(pids)
-    assert len(pids) == 2 and not alive and not list(out.glob("ended-*"))
+    assert not left_without(parent, out) and not list(out.glob("ended-*"))
 
 def test_two_processes_that_want_the_same_stage_build_it_once(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
@@ -165,10 +165,4 @@ def test_a_group_ends_with_the_process_that_started_it(tmp_path):
     (tmp_path/"members.py").write_text(MEMBERS)
     (tmp_path/"script.py").write_text(f"import sys, members\nsys.modules['compeffdist.members'] = members\nfrom compeffdist.workers import run_group\nif __name__ == '__main__': run_group(2, 'members', 'note', ({str(tmp_path)!r},))\n")
     parent = subprocess.Popen([sys.executable, str(tmp_path/"script.py")], cwd=tmp_path, env=os.environ | dict(COMPEFFDIST_ROOT=str(project_root())))
-    for _ in range(800):
-        if len(list(tmp_path.glob("begun-*"))) == 2: break
-        time.sleep(0.25)
-    pids = [int(p.read_text()) for p in tmp_path.glob("begun-*")]
-    parent.kill(); parent.wait()
-    alive = left_of(pids)
-    assert len(pids) == 2 and not alive
+    assert not left_without(parent, tmp_path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Sequence
 from .settings import Settings, UserError, load_settings, project_root
 from .store import StageResult, Store, content_hash, derive_seed, read_json, write_json
-from .formats import format_samples
+from .formats import format_samples, school_samples
 from .perspectives import embed
 
 # %% ../nbs/07a_base.ipynb #e33ada44
@@ -251,6 +251,7 @@ def train_base(
     max_length: int = 512, # longer sequences are left out
     work: Path|None = None, # where progress is kept every 100 steps; nowhere if None
     bf16: bool = False, # matrix products in bf16
+    ordered: bool = False, # keep the order of the samples but for shuffling within 16 batches
 ) -> list[dict]: # step, answer_loss, tokens
     "Pre-train a base student; learning rate warms up over 5 % of the steps and falls to a twentieth along a cosine."
     import torch
@@ -262,7 +263,7 @@ def train_base(
     if bf16: plain_attention(model)
     model.train()
     for step in (bar := tqdm(range(start, steps), desc="base student", unit="step", mininterval=5, initial=start, total=steps)):
-        queue = queue or length_batches([len(r[0]) for r in rows], batch, rng)
+        queue = queue or _next_batches([len(r[0]) for r in rows], batch, rng, step if ordered else None)
         scale = min(1, (step + 1) / max(1, steps // 20)) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
         for o, peak in zip(optimizers, peaks): o.param_groups[0]["lr"] = peak * scale
         tensors = _pad([rows[i] for i in queue.pop()], tokenizer.pad_token_id, generator, 0.33)
@@ -271,6 +272,12 @@ def train_base(
         bar.set_postfix(loss=f"{answer_loss:.2f}", refresh=False)
         if (step + 1) % 100 == 0: progress.save(step + 1, queue, log)
     return log
+
+def _next_batches(lengths, batch, rng, step, window=16):
+    "Batches of all rows or, where a step is given, of the `window` batches whose turn it is (at the end, of the last ones again)."
+    first = 0 if step is None else min(step // window, (len(lengths) - 1) // (batch * window)) * batch * window
+    part = lengths[first:] if step is None else lengths[first:first + batch * window]
+    return [[first + i for i in b] for b in length_batches(part, batch, rng, window)]
 
 def _step(model, optimizers, bf16, ids, answer, keep):
     import torch
@@ -298,14 +305,16 @@ def build_base(
     work: Path|None = None, # progress is kept here
     encode: Callable[[Sequence[str]], Any]|None = None, # words -> vectors, for `lexical_embeddings`
     bf16: bool = False, # matrix products in bf16
+    school: int = 0, # begin with this many steps of copying alone (`school_samples`); 0: the short diet in random order
 ) -> dict: # counts: texts, samples, tokens, parameters, final answer loss
     "Train tokenizer and base student on user texts and format-following data, and save an ordinary transformers checkpoint."
     import torch
-    samples = format_samples(texts, min(steps * batch, 40_000), derive_seed(seed, "format"), max_words)
+    samples = format_samples(texts, min(steps * batch, 40_000) if not school else 12_800, derive_seed(seed, "format"), max_words)
     tokenizer = train_tokenizer(("".join(s for s, _ in sample) for sample in samples[:8000]), family, vocab)
     model = new_model(family, len(tokenizer), hidden, layers, heads, derive_seed(seed, "weights", family), tokenizer)
     with torch.no_grad(): model.get_input_embeddings().weight.copy_(lexical_embeddings(tokenizer, hidden, encode, seed=derive_seed(seed, "embeddings")))
-    log = train_base(model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "order"), work=work, bf16=bf16)
+    if school: samples = school_samples(texts, steps * batch, derive_seed(seed, "school"), max_words, school * batch)
+    log = train_base(model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "order"), work=work, bf16=bf16, ordered=bool(school))
     model.config.use_cache = True
     model.eval().to(getattr(torch, dtype)).save_pretrained(out)
     tokenizer.save_pretrained(out)

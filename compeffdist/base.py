@@ -188,12 +188,13 @@ def plain_attention(
     "Attention written out in matrix products; for short rows in bf16 on a CPU it is quicker than the fused kernel."
     model.set_attn_implementation("eager")
 
-def _optimizers(model, lr):
+def _optimizers(model, lr, embedding_lr=1.0):
     "Muon for the blocks' matrices, AdamW for embeddings and norms."
     import torch
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
-    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    return [torch.optim.Muon(matrices, lr=lr * 4, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), torch.optim.AdamW(rest, lr=lr * 1.5, betas=(0.9, 0.98), weight_decay=0.0)]
+    rest = lambda embedding: [p for n, p in model.named_parameters() if (p.ndim != 2 or "embed" in n) and ("embed" in n) == embedding]
+    adam = lambda params, lr: torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+    return [torch.optim.Muon(matrices, lr=lr * 4, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), adam(rest(False), lr * 1.5), adam(rest(True), lr * 1.5 * embedding_lr)]
 
 # %% ../nbs/07a_base.ipynb #95209274
 def lexical_embeddings(
@@ -252,12 +253,13 @@ def train_base(
     work: Path|None = None, # where progress is kept every 100 steps; nowhere if None
     bf16: bool = False, # matrix products in bf16
     ordered: bool = False, # keep the order of the samples but for shuffling within 16 batches
+    embedding_lr: float = 1.0, # learning rate of the embeddings, relative to its usual one
 ) -> list[dict]: # step, answer_loss, tokens
     "Pre-train a base student; learning rate warms up over 5 % of the steps and falls to a twentieth along a cosine."
     import torch
     from tqdm import tqdm
     rows, rng, generator = encode_segments(samples, tokenizer, max_length), random.Random(seed), torch.Generator().manual_seed(seed)
-    optimizers = _optimizers(model, lr)
+    optimizers = _optimizers(model, lr, embedding_lr)
     peaks, progress = [o.param_groups[0]["lr"] for o in optimizers], _Progress(model, optimizers, generator, rng, work)
     start, queue, log = progress.load()
     if bf16: plain_attention(model)
@@ -314,7 +316,7 @@ def build_base(
     model = new_model(family, len(tokenizer), hidden, layers, heads, derive_seed(seed, "weights", family), tokenizer)
     with torch.no_grad(): model.get_input_embeddings().weight.copy_(lexical_embeddings(tokenizer, hidden, encode, seed=derive_seed(seed, "embeddings")))
     if school: samples = school_samples(texts, steps * batch, derive_seed(seed, "school"), max_words, school * batch)
-    log = train_base(model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "order"), work=work, bf16=bf16, ordered=bool(school))
+    log = train_base(model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "order"), work=work, bf16=bf16, ordered=bool(school), embedding_lr=0.05 if school else 1.0)
     model.config.use_cache = True
     model.eval().to(getattr(torch, dtype)).save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -252,7 +252,7 @@ def format_samples(
     return [make(rng, pool) for make in makers]
 
 # %% ../nbs/06a_formats.ipynb #7ade7c1d
-SCHOOL_KINDS = ((extract_sample, 50), (classify_sample, 12), (copy_sample, 14), (prose_sample, 6), (score_sample, 4), (plain_sample, 14)) # parts of the diet after school
+SCHOOL_KINDS = ((extract_sample, 45), (classify_sample, 25), (copy_sample, 12), (prose_sample, 5), (score_sample, 3), (plain_sample, 10)) # parts of the diet after school
 
 def school_samples(
     texts: Sequence[str], # user texts

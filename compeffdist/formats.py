@@ -259,12 +259,12 @@ def school_samples(
     n: int, # how many samples
     seed: int = 0, # same seed, same samples
     max_words: int = 36, # texts are cut to this many words
-    school: int = 10_000, # this many samples are lists of 3 to 8 words; in the next 1.7 times as many the lists grow to 24 words and the share of real prompts to 85 %
+    school: int = 25_600, # this many samples are lists of 3 to 8 words; in the next three quarters as many the lists grow to 24 words and the share of real prompts to 85 %
 ) -> list[list[tuple[str, bool]]]: # segments of each sample, in the order in which they are to be learned
     "Lessons in copying, then in formats; nothing about sentiment."
     rng, pool, out = random.Random(seed), Pool(texts, max_words), []
     for i in range(n):
-        progress = min(1, max(0, i / school - 1) / 1.7)
+        progress = min(1, max(0, i / school - 1) / 0.75)
         if rng.random() < 0.85 * progress: out.append(rng.choices([m for m, _ in SCHOOL_KINDS], [w for _, w in SCHOOL_KINDS])[0](rng, pool))
         else: out.append(repeat_sample(rng, pool, 3, 8 + round(16 * progress)))
     return out

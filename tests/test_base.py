@@ -101,7 +101,34 @@ def test_built_checkpoint_loads_and_two_builds_are_equal(family, tmp_path):
     assert (tok.eos_token, tok.pad_token, tok.bos_token) == tuple(base.FAMILIES[family][k] for k in ("eos", "pad", "bos"))
     assert tok.apply_chat_template([dict(role="user", content="hi")], tokenize=False, add_generation_prompt=True).endswith(base.FAMILIES[family]["reply"])
 
-def test_a_killed_build_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+def test_school_begins_with_short_lists_and_ends_with_prompts():
+    samples = formats.school_samples(TEXTS, 900, seed=2, school=200)
+    assert samples == formats.school_samples(TEXTS, 900, seed=2, school=200) != formats.school_samples(TEXTS, 900, seed=3, school=200)
+    said = {formats.repeat_sample(random.Random(i), formats.Pool(TEXTS))[0][0] for i in range(50)}
+    lists = [[len(x[1][0].split(": ", 1)[1].rsplit("\n", 1)[0].split()) for x in part if x[0][0] in said] for part in (samples[:200], samples[-300:])]
+    assert len(lists[0]) == 200 and min(lists[0]) >= 2 and max(lists[0]) <= 8
+    assert 0.05 < len(lists[1]) / 300 < 0.35 and 8 < max(lists[1]) <= 24
+
+def test_ordered_batches_take_windows_in_turn():
+    lengths = [random.Random(i).randint(5, 90) for i in range(4 * 16 * 2 + 7)] # two windows and a bit
+    rng, step, seen = random.Random(0), 0, []
+    for turn in range(4):
+        queue = base._next_batches(lengths, 4, rng, step)
+        step += len(queue)
+        seen.append(sorted(i for b in queue for i in b))
+    assert seen == [list(range(0, 64)), list(range(64, 128)), list(range(128, 135)), list(range(128, 135))]
+    assert sorted(i for b in base._next_batches(lengths, 4, rng, None) for i in b) == list(range(135))
+
+def test_embeddings_can_be_held_while_the_blocks_learn():
+    import torch
+    tok = base.train_tokenizer(TEXTS, "llama", 400)
+    model = base.new_model("llama", len(tok), 16, 1, 2, seed=4)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    base.train_base(model, tok, formats.format_samples(TEXTS, 20, seed=1), steps=3, batch=4, embedding_lr=0.0)
+    assert {n for n, p in model.named_parameters() if torch.equal(p, before[n])} == {"model.embed_tokens.weight"}
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_killed_build_goes_on_to_the_same_weights(ordered, tmp_path, monkeypatch):
     import torch
     tok = base.train_tokenizer(TEXTS, "llama", 400)
     samples = formats.format_samples(TEXTS, 60, seed=1)
@@ -112,7 +139,7 @@ def test_a_killed_build_goes_on_to_the_same_weights(tmp_path, monkeypatch):
             if stop and len(done) == stop: raise KeyboardInterrupt
             done.append(1); return real(*a)
         monkeypatch.setattr(base, "_step", step)
-        try: base.train_base(model, tok, samples, steps=130, batch=2, seed=1, work=work)
+        try: base.train_base(model, tok, samples, steps=130, batch=2, seed=1, work=work, ordered=ordered)
         except KeyboardInterrupt: pass
         monkeypatch.setattr(base, "_step", real)
         return model, len(done)

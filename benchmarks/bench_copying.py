@@ -1,0 +1,53 @@
+"""Can base students copy, and do their words still mean what they started with?
+
+`python benchmarks/bench_copying.py NAME=CHECKPOINT ...` measures checkpoints of notebook 07a; without arguments the three that the package ships.
+Adds to benchmarks/results/copying.json and .md; rows of other names stay.
+"""
+import random, sys
+from pathlib import Path
+import numpy as np, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from compeffdist import grammar
+from compeffdist.base import FAMILIES, encode_segments, lexical_embeddings, students_folder
+from compeffdist.formats import Pool, copy_sample, extract_sample, repeat_sample
+from compeffdist.perspectives import embed
+from compeffdist.replicate import machine
+from compeffdist.settings import load_settings, project_root
+from compeffdist.store import read_json, write_json
+
+SAID = project_root()/"benchmarks/results/copying.json"
+LESSONS = {"lists": repeat_sample, "pieces": copy_sample, "extraction": extract_sample}
+ITEMS = 200
+
+def accuracy(model, tokenizer, samples) -> float:
+    "Share of the last answers' tokens that are the model's first choice, the right answer before them given."
+    right = []
+    for ids, answer in encode_segments([[*((s, False) for s, _ in sample[:-1]), sample[-1]] for sample in samples], tokenizer):
+        with torch.no_grad(): best = model(torch.tensor([ids])).logits[0].argmax(-1)
+        right += [int(best[i - 1]) == ids[i] for i in range(1, len(ids)) if answer[i]]
+    return sum(right) / len(right)
+
+def meaning(model, tokenizer) -> float:
+    "Correlation of the cosines between whole words with those that the embeddings started from."
+    words = sorted({t for t, i in tokenizer.get_vocab().items() if t.startswith("Ġ") and t[1:].isalpha() and len(t) > 4})
+    ids = tokenizer.convert_tokens_to_ids(words)
+    start = lexical_embeddings(tokenizer, model.config.hidden_size, lambda names: embed(names, load_settings("tiny")))
+    cosines = [np.corrcoef(torch.nn.functional.normalize(w[ids].double(), dim=1).numpy()) for w in (start, model.get_input_embeddings().weight.detach())]
+    upper = np.triu_indices(len(ids), 1)
+    return float(np.corrcoef(cosines[0][upper], cosines[1][upper])[0, 1])
+
+def main(*named: str) -> None:
+    pool = Pool([i.text for kind in grammar.DOMAINS for i in grammar.generate(100, kind, 43, "pretrain")])
+    rows = {r["student"]: r for r in (read_json(SAID)["rows"] if SAID.is_file() else [])}
+    for name, folder in (n.split("=", 1) for n in named):
+        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        rows[name] = dict(student=name, **{k: round(100 * accuracy(model, tokenizer, [make(random.Random(i), pool) for i in range(ITEMS)]), 1) for k, make in LESSONS.items()},
+            meaning=round(meaning(model, tokenizer), 2))
+        print(rows[name], flush=True)
+    write_json(SAID, dict(machine=machine(), rows=list(rows.values())))
+    table = "| student | lists of words | pieces of a text | extraction | words keep their meaning |\n|---|---|---|---|---|\n"
+    table += "".join(f"| {r['student']} | {r['lists']} | {r['pieces']} | {r['extraction']} | {r['meaning']} |\n" for r in rows.values())
+    SAID.with_suffix(".md").write_text(f"# Can base students copy?\n\nShare in percent of the last answer's tokens that are the student's first choice (the right answer before them given), {ITEMS} prompts of each kind over texts that it was not trained on. Many tokens are brackets, quotes and field names, and a part of the extraction prompts is answered at random on purpose, so 100 cannot be reached there. Last column: correlation of the cosines between whole words with those of the embeddings before training.\n\n{table}\nMade by `python benchmarks/bench_copying.py NAME=CHECKPOINT ...`.\n")
+    print(SAID.with_suffix(".md").read_text())
+
+if __name__ == "__main__": main(*(sys.argv[1:] or [f"{f}={students_folder()/f}" for f in FAMILIES]))

@@ -297,3 +297,25 @@ def test_bf16_on_a_cpu_trains_with_plain_attention_and_puts_the_other_back(tok, 
     m.get_decoder().register_forward_pre_hook(lambda *a: seen.append(m.config._attn_implementation))
     _, log = students.finetune(m, tok, ROWS[:4], settings(train_epochs=1, train_precision="bf16"), tmp_path)
     assert set(seen) == {"eager"} and m.config._attn_implementation == "sdpa" and log["precision"] == "bf16"
+
+def test_fsdp_keeps_the_models_own_layers_whole():
+    from types import SimpleNamespace
+    for family, layer in dict(llama="LlamaDecoderLayer", qwen3="Qwen3DecoderLayer", gemma3="Gemma3DecoderLayer").items():
+        model, args = base.new_model(family, 64, 16, 1, 2), SimpleNamespace(fsdp=True, fsdp_plugin_args={})
+        students._fit_to(args, model)
+        assert args.fsdp_plugin_args == {"transformer_cls_names_to_wrap": layer} and args.ddp_find_unused_parameters is False
+        model.config.vision_config = {}
+        students._fit_to(args, model)
+        assert args.ddp_find_unused_parameters is True
+
+@pytest.mark.parametrize("own, accumulation, said", [(8, 4, "train_batch = 4 and train_accumulation = 16"), (3, 1, "train_batch = 1 and train_accumulation = 6"), (1, 4, "on a single training row")])
+def test_out_of_memory_in_a_group_says_which_settings_keep_the_effective_batch(own, accumulation, said):
+    import torch
+    from types import SimpleNamespace
+    trainer = object.__new__(students._frugal_trainer(own, 0))
+    trainer.accelerator, trainer.window = SimpleNamespace(num_processes=2), ()
+    trainer.args = SimpleNamespace(per_device_train_batch_size=own, train_batch_size=own, gradient_accumulation_steps=accumulation)
+    with pytest.raises(UserError, match=said) as e: trainer._halve(torch.nn.Linear(2, 2))
+    if own > 1:
+        batch, steps = map(int, __import__("re").findall(r"train_\w+ = (\d+)", str(e.value)))
+        assert batch * steps == own * accumulation * 2 # what the two processes took together

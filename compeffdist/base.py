@@ -276,6 +276,7 @@ def train_base(
         if (step + 1) % 100 == 0: progress.save(step + 1, queue, log)
     return log
 
+# %% ../nbs/07a_base.ipynb #77a4b583
 def _next_batches(lengths, batch, rng, step, window=16):
     "Batches of all rows or, where a step is given, of the `window` batches whose turn it is (at the end, of the last ones again)."
     first = 0 if step is None else min(step // window, (len(lengths) - 1) // (batch * window)) * batch * window

@@ -36,10 +36,11 @@ def test_induced_labels_are_decided_by_the_demonstrations():
         items = formats._induced(rng, p, ["a", "b"], 4)
         assert items[-1][1] in {label for _, label in items[:-1]}
 
-def test_label_names_carry_no_sentiment():
+@pytest.mark.parametrize("draw", [lambda texts: formats.format_samples(texts, 4000, seed=5), lambda texts: formats.school_samples(texts, 8000, seed=5, school=100)])
+def test_label_names_carry_no_sentiment(draw):
     good, bad = [[f"what {word} {noun} we saw near the {place}, number {i}" for noun in "room phone film soup park".split() for place in "station river market bridge".split() for i in range(2)] for word in ("a wonderful", "an awful")]
     hits = {"wonderful": [], "awful": []}
-    for sample in formats.format_samples(good + bad, 4000, seed=5):
+    for sample in draw(good + bad):
         for (text, _), (answer, is_answer) in zip(sample, sample[1:]):
             if is_answer and answer.strip() in ("positive", "negative"):
                 for word in hits:

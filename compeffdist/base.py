@@ -315,7 +315,7 @@ def build_base(
 ) -> dict: # counts: texts, samples, tokens, parameters, final answer loss
     "Train tokenizer and base student on user texts and format-following data, and save an ordinary transformers checkpoint."
     import torch
-    samples = format_samples(texts, min(steps * batch, 40_000) if not school else 12_800, derive_seed(seed, "format"), max_words)
+    samples = format_samples(texts, min(steps * batch, 40_000) if not school else 12_800, derive_seed(seed, "format"), max_words) # after school only the tokenizer learns from these
     tokenizer = train_tokenizer(("".join(s for s, _ in sample) for sample in samples[:8000]), family, vocab)
     model = new_model(family, len(tokenizer), hidden, layers, heads, derive_seed(seed, "weights", family), tokenizer)
     with torch.no_grad(): model.get_input_embeddings().weight.copy_(lexical_embeddings(tokenizer, hidden, encode, 0.1 if school else 0.04, derive_seed(seed, "embeddings")))

@@ -1,5 +1,5 @@
 "Fine-tuning: the label mask, the schedule, LoRA, resume, equality of runs."
-import json
+import json, re
 from pathlib import Path
 import pytest
 from compeffdist import base, students
@@ -317,5 +317,5 @@ def test_out_of_memory_in_a_group_says_which_settings_keep_the_effective_batch(o
     trainer.args = SimpleNamespace(per_device_train_batch_size=own, train_batch_size=own, gradient_accumulation_steps=accumulation)
     with pytest.raises(UserError, match=said) as e: trainer._halve(torch.nn.Linear(2, 2))
     if own > 1:
-        batch, steps = map(int, __import__("re").findall(r"train_\w+ = (\d+)", str(e.value)))
+        batch, steps = map(int, re.findall(r"train_\w+ = (\d+)", str(e.value)))
         assert batch * steps == own * accumulation * 2 # what the two processes took together

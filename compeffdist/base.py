@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Sequence
 from .settings import Settings, UserError, load_settings, project_root
 from .store import StageResult, Store, content_hash, derive_seed, read_json, write_json
-from .formats import format_samples, school_samples
+from .formats import THING_KINDS, format_samples, school_samples
 from .perspectives import embed
 
 # %% ../nbs/07a_base.ipynb #e33ada44
@@ -291,9 +291,9 @@ def _step(model, optimizers, bf16, ids, answer, keep, lm_weight=0.3):
     for o in optimizers: o.step(); o.zero_grad(set_to_none=True)
     return float(answer_loss)
 
-# %% ../nbs/07a_base.ipynb #e3eeec1d
 SCHOOL_TRAINING = dict(ordered=True, embedding_lr=0.05, lm_weight=0.1) # after `school_samples`
 
+# %% ../nbs/07a_base.ipynb #e3eeec1d
 def build_base(
     family: str, # llama, qwen3 or gemma3
     texts: Sequence[str], # user texts
@@ -312,21 +312,26 @@ def build_base(
     encode: Callable[[Sequence[str]], Any]|None = None, # words -> vectors, for `lexical_embeddings`
     bf16: bool = False, # matrix products in bf16
     school: int = 0, # begin with this many steps of copying alone (`school_samples`); 0: the short diet in random order
+    things: int = 0, # after that, this many steps of the second term's diet (`THING_KINDS`), with the same schedule once more
 ) -> dict: # counts: texts, samples, tokens, parameters, final answer loss
     "Train tokenizer and base student on user texts and format-following data, and save an ordinary transformers checkpoint."
     import torch
-    samples = format_samples(texts, min(steps * batch, 40_000) if not school else 12_800, derive_seed(seed, "format"), max_words) # after school only the tokenizer learns from these
+    second, samples = [], format_samples(texts, 12_800 if school else min(steps * batch, 40_000), derive_seed(seed, "format"), max_words) # after school only the tokenizer learns from these
     tokenizer = train_tokenizer(("".join(s for s, _ in sample) for sample in samples[:8000]), family, vocab)
     model = new_model(family, len(tokenizer), hidden, layers, heads, derive_seed(seed, "weights", family), tokenizer)
     with torch.no_grad(): model.get_input_embeddings().weight.copy_(lexical_embeddings(tokenizer, hidden, encode, 0.1 if school else 0.04, derive_seed(seed, "embeddings")))
     if school: samples = school_samples(texts, steps * batch, derive_seed(seed, "school"), max_words, school * batch)
     log = train_base(model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "order"), work=work, bf16=bf16, **(SCHOOL_TRAINING if school else {}))
+    if things:
+        if work: (work := Path(work)/"things").mkdir(exist_ok=True)
+        second = format_samples(texts, things * batch, derive_seed(seed, "things"), max_words, THING_KINDS)
+        log += [dict(r, step=steps + r["step"]) for r in train_base(model, tokenizer, second, things, batch, lr, derive_seed(seed, "things order"), work=work, bf16=bf16, **(SCHOOL_TRAINING | dict(ordered=False)))]
     model.config.use_cache = True
     model.eval().to(getattr(torch, dtype)).save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_json(Path(out)/"base_log.json", log[::max(1, len(log) // 200)] + log[-1:])
     tail = log[-20:]
-    return dict(texts=len(texts), samples=len(samples), tokens=sum(r["tokens"] for r in log), parameters=sum(p.numel() for p in model.parameters()), answer_loss=round(sum(r["answer_loss"] for r in tail) / len(tail), 3))
+    return dict(texts=len(texts), samples=len(samples) + len(second), tokens=sum(r["tokens"] for r in log), parameters=sum(p.numel() for p in model.parameters()), answer_loss=round(sum(r["answer_loss"] for r in tail) / len(tail), 3))
 
 # %% ../nbs/07a_base.ipynb #6a8c30c7
 def students_folder() -> Path: # the package's folder of base students

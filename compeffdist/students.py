@@ -383,9 +383,9 @@ def loss_figure(
 ): # matplotlib figure
     "Training loss over the share of training that is done, one line a student."
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
     fig, ax = plt.subplots(figsize=(7.6, max(3.2, 0.22 * len(logs))))
     for (name, log), dash in zip(logs.items(), cycle(("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1))))): ax.plot([100 * p["step"] / log["steps"] for p in log["curve"]], [p["loss"] for p in log["curve"]], label=f"{name} ({log['steps']:,} steps)", lw=1.3, ls=dash)
     ax.set(xlabel="share of training (%)", ylabel="training loss (nats)", yscale="log"); ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter): axis(ScalarFormatter())
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); ax.yaxis.set_minor_locator(NullLocator()); ax.yaxis.set_major_formatter(ScalarFormatter())
     return fig

@@ -1,5 +1,5 @@
 "Base students: format data, training, shipped checkpoints."
-import json, random, shutil
+import json, random, re, shutil
 from pathlib import Path
 import pytest
 from compeffdist import base, formats
@@ -8,6 +8,8 @@ from compeffdist.store import Store
 
 TEXTS = [f"The {noun} was {word} when we came back on day {i}, said Anna." for i, (noun, word) in enumerate(
     (n, w) for n in "food phone film room soup coffee".split() for w in "red old slow near cold tall green open".split())]
+
+THINGS = [f"{who} had the {dish} and it was {word} , but the {place} was {other}." for who in ("We", "My sister") for dish in ("soup", "iced tea", "grilled fish") for place in ("view", "front desk", "price") for word, other in (("cold", "high"), ("rather large", "near the door"))]
 
 def pool(): return formats.Pool(TEXTS)
 
@@ -109,6 +111,85 @@ def test_school_begins_with_short_lists_and_ends_with_prompts():
     lists = [[len(x[1][0].split(": ", 1)[1].rsplit("\n", 1)[0].split()) for x in part if x[0][0] in said] for part in (samples[:200], samples[-300:])]
     assert len(lists[0]) == 200 and min(lists[0]) >= 2 and max(lists[0]) <= 8
     assert 0.05 < len(lists[1]) / 300 < 0.35 and 8 < max(lists[1]) <= 24
+
+SPOKEN = [ # sentence, its things with their kinds, what is said of each, who begins, the word before, the word after
+    ("We had the iced tea", [("iced tea", "drink", "NULL", "We", "the", "NULL")]),
+    ("My sister says that the soup was rather cold today .", [("sister", "person", "rather cold today", "My sister", "My", "says"), ("soup", "dish", "rather cold today", "My sister", "the", "was"), ("today", "time", "NULL", "My sister", "cold", "NULL")]),
+    ("The front desk was slow and rude, but the views are nice!", [("front desk", "furniture", "slow", "NULL", "The", "was"), ("views", "mood", "nice", "NULL", "the", "are")]),
+    ("Nice film. I liked the plots, they were clever", [("film", "film", "NULL", "NULL", "Nice", "I"), ("plots", "story", "NULL", "I", "the", "they")]),
+    ("It rained all through", [])]
+
+@pytest.mark.parametrize("sentence,expected", SPOKEN)
+def test_things_of_a_sentence_by_hand(sentence, expected):
+    p, words = pool(), sentence.split()
+    quote = lambda what, s, e: formats._BESIDE[what](p, words, s, e)
+    assert [(quote("term", s, e), kind, quote("said", s, e), quote("who", s, e), quote("before", s, e), quote("after", s, e)) for s, e, kind in formats._things(p, words)] == expected
+
+def test_marks_stand_behind_the_thing_or_behind_its_clause():
+    p, words = pool(), "The soup was cold and the staff , too, left early.".split()
+    found = formats._things(p, words)
+    assert " ".join(formats._marked(words, found, ["A", "B"], False)) == "The soup [A] was cold and the staff [B] , too, left early."
+    assert " ".join(formats._marked(words, found, ["A", "B"], True)) == "The soup was cold [A] and the staff [B] , too, left early."
+
+def test_a_thing_sample_lists_the_things_that_its_text_has_in_order():
+    p, seen, listed = formats.Pool(THINGS), set(), 0
+    for i in range(400):
+        sample = formats.thing_sample(random.Random(i), p)
+        text = re.sub(r" \[[^]]*\]", "", re.search(r": (.*)\n[^\n]*:$", sample[-2][0]).group(1))
+        terms, rows = [" ".join(text.split()[s:e]) for s, e, _ in formats._things(p, text.split())], json.loads(sample[-1][0])
+        assert all(f in sample[0][0] for row in rows for f in row)
+        names = {n: k for k, r in p.t["things"].items() for n in r["names"]}
+        field = next((f for f in (rows or [{}])[0] if f in p.t["thing_fields"]["term"] and all(row[f] in terms for row in rows)), None)
+        if not field: continue
+        got = [row[field] for row in rows]
+        only = any(opening.split("{")[0] in sample[0][0] for opening in p.t["thing_only"])
+        assert got == [t for t in dict.fromkeys(terms) if t in got] and (only or got == list(dict.fromkeys(terms))), (text, got)
+        for row in rows:
+            kinds = {f: names[v] for f, v in row.items() if f in p.t["thing_fields"]["kind"] and v in names}
+            assert set(kinds.values()) <= {k for s, e, k in formats._things(p, text.split()) if " ".join(text.split()[s:e]) == row[field]}
+        listed += len(rows); seen |= {len(rows)}
+    assert listed > 300 and max(seen) == 3
+
+def test_a_text_is_sorted_by_the_kind_that_it_alone_has():
+    p, names = formats.Pool(THINGS), {n: k for k, r in formats.Pool(THINGS).t["things"].items() for n in r["names"]}
+    for i in range(200):
+        sample = formats.sort_sample(random.Random(i), p)
+        text = re.search(r": (.*)\n[^\n]*:$", sample[-2][0]).group(1)
+        assert names[sample[-1][0].strip()] in {k for _, _, k in p.things[text]} and sample[-1][0].strip() in sample[0][0]
+
+def test_marks_carry_no_sentiment():
+    rng, p, hits = random.Random(4), formats.Pool([f"The {noun} was {word} when we came on day {i}." for i, noun in enumerate("room phone film soup waiter".split() * 5) for word in ("wonderful", "awful")]), {"wonderful": [], "awful": []}
+    for _ in range(6000):
+        sample = formats.thing_sample(rng, p)
+        for (text, _), (answer, _) in zip(sample[1::3], sample[2::3]):
+            for row in json.loads(answer):
+                if mark := {"positive", "negative"} & set(row.values()): hits["wonderful" if "wonderful" in text else "awful"].append("positive" in mark)
+    rates = [sum(h) / len(h) for h in hits.values()]
+    assert min(map(len, hits.values())) > 1200 and abs(rates[0] - rates[1]) < 0.07, rates
+
+def test_texts_without_known_nouns_still_make_samples():
+    p = formats.Pool([f"zorb {a} {b} quux{i} never" for i, (a, b) in enumerate((a, b) for a in "blip blop blub".split() for b in "fnord gnarl plugh xyzzy wibble wobble wubble flob".split())])
+    for second, first in ((formats.thing_sample, formats.extract_sample), (formats.sort_sample, formats.classify_sample)):
+        assert not p.by_kind and second(random.Random(1), p) == first(random.Random(1), p)
+
+def test_the_second_term_of_a_killed_build_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+    real, done = base._step, []
+    def build(out, work, stop=None):
+        done.clear()
+        def step(*a):
+            if stop and len(done) == stop: raise KeyboardInterrupt
+            done.append(1); return real(*a)
+        monkeypatch.setattr(base, "_step", step)
+        work.mkdir(exist_ok=True)
+        try: return base.build_base("llama", THINGS, out, steps=100, batch=2, vocab=420, hidden=16, layers=1, heads=2, seed=3, school=20, things=105, work=work)
+        except KeyboardInterrupt: return None
+    whole = build(tmp_path/"a", tmp_path/"wa")
+    assert len(done) == 205 and build(tmp_path/"b", tmp_path/"wb", stop=203) is None
+    assert build(tmp_path/"b", tmp_path/"wb") == whole and len(done) == 5
+    assert all((v == load_file(tmp_path/"b/model.safetensors")[k]).all() for k, v in load_file(tmp_path/"a/model.safetensors").items())
+    log = json.loads((tmp_path/"a/base_log.json").read_text())
+    assert [r["step"] for r in log[:-1]] == list(range(1, 206)) # both terms in one log
 
 def test_ordered_batches_take_windows_in_turn():
     lengths = [random.Random(i).randint(5, 90) for i in range(4 * 16 * 2 + 7)] # two windows and a bit

@@ -38,7 +38,8 @@ def test_induced_labels_are_decided_by_the_demonstrations():
         items = formats._induced(rng, p, ["a", "b"], 4)
         assert items[-1][1] in {label for _, label in items[:-1]}
 
-@pytest.mark.parametrize("draw", [lambda texts: formats.format_samples(texts, 4000, seed=5), lambda texts: formats.school_samples(texts, 8000, seed=5, school=100)])
+@pytest.mark.parametrize("draw", [lambda texts: formats.format_samples(texts, 4000, seed=5), lambda texts: formats.school_samples(texts, 8000, seed=5, school=100),
+    lambda texts: formats.format_samples(texts, 14_000, seed=5, kinds=formats.THING_KINDS)])
 def test_label_names_carry_no_sentiment(draw):
     good, bad = [[f"what {word} {noun} we saw near the {place}, number {i}" for noun in "room phone film soup park".split() for place in "station river market bridge".split() for i in range(2)] for word in ("a wonderful", "an awful")]
     hits = {"wonderful": [], "awful": []}
@@ -132,7 +133,7 @@ def test_marks_stand_behind_the_thing_or_behind_its_clause():
     assert " ".join(formats._marked(words, found, ["A", "B"], True)) == "The soup was cold [A] and the staff [B] , too, left early."
 
 def test_a_thing_sample_lists_the_things_that_its_text_has_in_order():
-    p, seen, listed = formats.Pool(THINGS), set(), 0
+    p, seen, listed, checked = formats.Pool(THINGS), set(), 0, dict(said=0, who=0, mark=0)
     for i in range(400):
         sample = formats.thing_sample(random.Random(i), p)
         text = re.sub(r" \[[^]]*\]", "", re.search(r": (.*)\n[^\n]*:$", sample[-2][0]).group(1))
@@ -147,10 +148,15 @@ def test_a_thing_sample_lists_the_things_that_its_text_has_in_order():
         for row in rows:
             kinds = {f: names[v] for f, v in row.items() if f in p.t["thing_fields"]["kind"] and v in names}
             assert set(kinds.values()) <= {k for s, e, k in formats._things(p, text.split()) if " ".join(text.split()[s:e]) == row[field]}
+            words, at = text.split(), next(t for t in formats._things(p, text.split()) if " ".join(text.split()[t[0]:t[1]]) == row[field])
+            for what in ("said", "who"):
+                for f in set(row) & set(p.t["thing_fields"][what]): assert row[f] == formats._BESIDE[what](p, words, *at[:2]), (text, row); checked[what] += 1
+            shown = re.search(r": (.*)\n[^\n]*:$", sample[-2][0]).group(1)
+            for f in set(row) & set(p.t["thing_fields"]["mark"]): assert re.match(r"[^.,;:!?\[]*\[" + row[f] + r"\]", shown[shown.index(row[field]) + len(row[field]):]), (shown, row); checked["mark"] += 1
         listed += len(rows); seen |= {len(rows)}
-    assert listed > 300 and max(seen) == 3
+    assert listed > 300 and max(seen) == 3 and min(checked.values()) > 50, (listed, seen, checked)
 
-def test_a_text_is_sorted_by_the_kind_that_it_alone_has():
+def test_a_text_is_sorted_by_a_kind_that_it_has():
     p, names = formats.Pool(THINGS), {n: k for k, r in formats.Pool(THINGS).t["things"].items() for n in r["names"]}
     for i in range(200):
         sample = formats.sort_sample(random.Random(i), p)

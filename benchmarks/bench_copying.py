@@ -9,7 +9,7 @@ import numpy as np, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from compeffdist import grammar
 from compeffdist.base import FAMILIES, encode_segments, lexical_embeddings, students_folder
-from compeffdist.formats import Pool, copy_sample, extract_sample, repeat_sample, thing_sample
+from compeffdist.formats import Pool, _said, _things, copy_sample, extract_sample, repeat_sample, thing_sample
 from compeffdist.perspectives import embed
 from compeffdist.replicate import machine
 from compeffdist.settings import load_settings, project_root
@@ -37,8 +37,7 @@ def meaning(model, tokenizer) -> float:
     return float(np.corrcoef(cosines[0][upper], cosines[1][upper])[0, 1])
 
 def given_away() -> dict:
-    "How much of what the grammar calls an opinion the rules of `thing_sample` find by themselves, in percent."
-    from compeffdist.formats import _said, _things
+    "How much of what the grammar calls an opinion the rules of `thing_sample` find by themselves: counts, and the share of judged terms found and rightly quoted in percent."
     items = [i for kind in grammar.DOMAINS for i in grammar.generate(300, kind, 44, "pretrain")]
     pool, gold, found, right, quotes, listed = Pool([i.text for i in items]), 0, 0, 0, 0, 0
     for item in items:
@@ -48,7 +47,7 @@ def given_away() -> dict:
         for o in spans:
             if (quote := things.get(o.target.lower())) is None: continue
             found += 1; right += quote.lower() in (o.expression.lower(), o.full.lower())
-    return dict(terms=gold, found=round(100 * found / gold, 1), listed=listed, quotes=quotes, right=right)
+    return dict(terms=gold, found=round(100 * found / gold, 1), listed=listed, quotes=quotes, right=right, right_share=round(100 * right / gold, 1))
 
 def main(*named: str) -> None:
     pool = Pool([i.text for kind in grammar.DOMAINS for i in grammar.generate(100, kind, 43, "pretrain")])
@@ -58,11 +57,11 @@ def main(*named: str) -> None:
         rows[name] = dict(student=name, **{k: round(100 * accuracy(model, tokenizer, [make(random.Random(i), pool) for i in range(ITEMS)]), 1) for k, make in LESSONS.items()},
             meaning=round(meaning(model, tokenizer), 2))
         print(rows[name], flush=True)
-    given = given_away()
+    given, read = given_away(), {i.text for kind in grammar.DOMAINS for i in grammar.generate(700, kind, 42, "pretrain")} # the texts of 07a's RECIPE
     write_json(SAID, dict(machine=machine(), rows=list(rows.values()), given_away=given))
     table = "| student | lists of words | pieces of a text | extraction | things and what stands beside them | words keep their meaning |\n|---|---|---|---|---|---|\n"
     table += "".join(f"| {r['student']} | {r['lists']} | {r['pieces']} | {r['extraction']} | {r.get('things', '–')} | {r['meaning']} |\n" for r in rows.values())
-    SAID.with_suffix(".md").write_text(f"# Can base students copy?\n\nShare in percent of the last answer's tokens that are the student's first choice (the right answer before them given), {ITEMS} prompts of each kind over 500 other texts of the same grammar and split (16 of them are by chance among the 3,500 that the shipped students read). Many tokens are brackets, quotes and field names, and a part of the extraction prompts is answered at random on purpose, so 100 cannot be reached there. Things: known nouns of a text with their kind and what stands beside them (`thing_sample`). Last column: correlation of the cosines between whole words with those of the embeddings before training.\n\n{table}\nMade by `python benchmarks/bench_copying.py NAME=CHECKPOINT ...`; the shipped three are measured without arguments. Earlier shipped ones: `git archive 6d2abf5 compeffdist/data/students`, `git archive dff2fae compeffdist/data/students`. The one of 1,500 steps: the recipe of 6d2abf5 with that many steps and 2,000 texts a domain instead of 700; it is in no commit.\n\nThe embedded texts are simple: of {given['terms']:,} terms that the grammar calls judged (1,500 texts), the nouns of the second term's table find {given['found']} % word for word (it lists {given['listed']:,} things in all); of the {given['quotes']:,} quotes behind *is*, *are*, *was* or *were*, {given['right']:,} are the opinion words of such a term, with or without intensifier. So a base student knows in part where opinions stand; polarity it has seen by chance only.\n")
+    SAID.with_suffix(".md").write_text(f"# Can base students copy?\n\nShare in percent of the last answer's tokens that are the student's first choice (the right answer before them given), {ITEMS} prompts of each kind over {len(pool.texts)} other texts of the same grammar and split ({len(read & set(pool.texts))} of them are by chance among the {len(read):,} that the shipped students read). Many tokens are brackets, quotes and field names, and a part of the extraction prompts is answered at random on purpose, so 100 cannot be reached there. Things: known nouns of a text with their kind and what stands beside them (`thing_sample`). Last column: correlation of the cosines between whole words with those of the embeddings before training.\n\n{table}\nMade by `python benchmarks/bench_copying.py NAME=CHECKPOINT ...`; the shipped three are measured without arguments. Earlier shipped ones: `git archive 6d2abf5 compeffdist/data/students`, `git archive dff2fae compeffdist/data/students`. The one of 1,500 steps: the recipe of 6d2abf5 with that many steps and 2,000 texts a domain instead of 700; it is in no commit.\n\nThe embedded texts are simple: of {given['terms']:,} terms that the grammar calls judged (1,500 texts), the nouns of the second term's table find {given['found']} % word for word (it lists {given['listed']:,} things in all); of the {given['quotes']:,} quotes behind *is*, *are*, *was* or *were*, {given['right']:,} are the opinion words of such a term, with or without intensifier ({given['right_share']} % of the judged terms). So a base student knows in part where opinions stand; polarity it has seen by chance only.\n")
     print(SAID.with_suffix(".md").read_text())
 
 if __name__ == "__main__": main(*(sys.argv[1:] or [f"{f}, shipped={students_folder()/f}" for f in FAMILIES]))

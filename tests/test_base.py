@@ -136,7 +136,8 @@ def test_a_thing_sample_lists_the_things_that_its_text_has_in_order():
     p, seen, listed, checked = formats.Pool(THINGS), set(), 0, dict(said=0, who=0, mark=0)
     for i in range(400):
         sample = formats.thing_sample(random.Random(i), p)
-        text = re.sub(r" \[[^]]*\]", "", re.search(r": (.*)\n[^\n]*:$", sample[-2][0]).group(1))
+        shown = re.search(r": (.*)\n[^\n]*:$", sample[-2][0]).group(1)
+        text = re.sub(r" \[[^]]*\]", "", shown)
         terms, rows = [" ".join(text.split()[s:e]) for s, e, _ in formats._things(p, text.split())], json.loads(sample[-1][0])
         assert all(f in sample[0][0] for row in rows for f in row)
         names = {n: k for k, r in p.t["things"].items() for n in r["names"]}
@@ -151,7 +152,6 @@ def test_a_thing_sample_lists_the_things_that_its_text_has_in_order():
             words, at = text.split(), next(t for t in formats._things(p, text.split()) if " ".join(text.split()[t[0]:t[1]]) == row[field])
             for what in ("said", "who"):
                 for f in set(row) & set(p.t["thing_fields"][what]): assert row[f] == formats._BESIDE[what](p, words, *at[:2]), (text, row); checked[what] += 1
-            shown = re.search(r": (.*)\n[^\n]*:$", sample[-2][0]).group(1)
             for f in set(row) & set(p.t["thing_fields"]["mark"]): assert re.match(r"[^.,;:!?\[]*\[" + row[f] + r"\]", shown[shown.index(row[field]) + len(row[field]):]), (shown, row); checked["mark"] += 1
         listed += len(rows); seen |= {len(rows)}
     assert listed > 300 and max(seen) == 3 and min(checked.values()) > 50, (listed, seen, checked)

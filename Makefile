@@ -13,9 +13,10 @@ TORCH_FROM := $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--extra-index-url ht
 endif
 # Two profiles can be run on other data without editing settings.ini.
 export COMPEFFDIST_ROOT := $(CURDIR)
-# MATRIX=full adds what a small machine needs a night for: the lineage's systems, and the whole curve of rates.
+# MATRIX=full adds what a small machine needs a night for: the lineage's systems, the ablations and the whole curve of rates.
 ifeq ($(MATRIX),full)
 export COMPEFFDIST_LINEAGE := true
+export COMPEFFDIST_ABLATIONS := true
 export COMPEFFDIST_CURVE_RATES := 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0
 endif
 ifneq ($(SENTIBENCH),)
@@ -26,7 +27,7 @@ endif
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
-	@echo "  variables: PROFILE=tiny|mini|gpu|paper  SENTIBENCH=<folder>  ONLY='08 20'  LOCK=cpu|cuda  RERUN=1  MATRIX=full"
+	@echo "  variables: PROFILE=tiny|mini|gpu|paper  SENTIBENCH=<folder>  ONLY='08 20'  LOCK=cpu|cuda  RERUN=1  MATRIX=full  CALIBRATE=1"
 
 setup: $(VENV)/.ready-$(LOCK) ## .venv with every package at its locked version and hash
 
@@ -41,8 +42,8 @@ $(VENV)/.ready-$(LOCK): locks/$(LOCK).txt locks/uv.txt pyproject.toml
 replicate: setup ## run every numbered notebook in order into outputs/$(PROFILE)/
 	$(BIN)/python -m compeffdist.replicate --profile $(PROFILE) $(if $(RERUN),--rerun) --only $(ONLY)
 
-plan: setup ## what PROFILE will cost: requests, tokens, hours, memory, disk, money; runs nothing
-	@$(BIN)/python -m compeffdist.plan --profile $(PROFILE)
+plan: setup ## what PROFILE will cost: requests, tokens, hours, memory, disk, money; CALIBRATE=1 measures this machine first
+	@$(BIN)/python -m compeffdist.plan --profile $(PROFILE) $(if $(CALIBRATE),--calibrate)
 
 test: setup ## notebooks clean and in sync with the package, then pytest
 	$(BIN)/python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile

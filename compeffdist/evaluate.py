@@ -505,7 +505,7 @@ def evaluate_systems(
     "Evaluate every system of the profile: the teacher here, students side by side if `workers` says so."
     from compeffdist.systems import systems
     from compeffdist.workers import Job, run_jobs
-    everyone = [s for s in systems(settings) if not s.lineage] # notebook 12 evaluates those
+    everyone = [s for s in systems(settings) if s.part == "main"] # notebooks 12 and 12b evaluate theirs
     jobs = [Job(f"{s.family} {s.name}", "evaluate", "evaluation_stage", (s.family, s.name, s.model_stage)) for s in everyone if s.name != "teacher"]
     students = iter(run_jobs(settings, jobs, "evaluation"))
     return [evaluation_stage(settings, store, s.family, s.name) if s.name == "teacher" else next(students) for s in everyone]

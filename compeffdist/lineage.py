@@ -139,7 +139,7 @@ def lineage_systems_stages(
     from compeffdist.systems import systems
     from compeffdist.students import train_processes
     from compeffdist.workers import Job, run_jobs
-    wanted = [s for s in systems(settings) if s.lineage]
+    wanted = [s for s in systems(settings) if s.part == "lineage"]
     if not wanted: return []
     done = [lineage_corpus_stage(settings, store, name) for name in LINEAGE]
     for second in (False, True): # what goes on from another student waits for it

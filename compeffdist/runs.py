@@ -25,8 +25,8 @@ def run_row(
     evaluated, trained = made[system.evaluation_stage], made[system.model_stage] if system.trained else {}
     own = scores[(scores.family == system.family) & (scores.system == system.name)].groupby("task")
     fixed, counts = machine(), trained.get("counts", {})
-    row = dict(fingerprint=evaluated["fingerprint"], profile=settings.profile, family=system.family, system=system.name, method=system.method, rate=system.rate, a=settings.sampling_a if system.method == "soft" else None,
-        metric="rank" if system.method == "soft" else None, corpus=settings.corpus_size, seed=settings.seed, shots=own.shots.max().max(), items=own.n_items.max().max(), rules=settings.eval_rules, commit=git_commit(project_root()), cpu=fixed["cpu"], cores=fixed["cores"], gpu=str(fixed["gpu"] or ""),
+    row = dict(fingerprint=evaluated["fingerprint"], profile=settings.profile, family=system.family, system=system.name, method=system.method, rate=system.rate, a=(settings.sampling_a if system.a is None else system.a) if system.method == "soft" else None,
+        metric=system.measure if system.method in ("soft", "hard") else None, by=system.by or settings.sampling_by if system.rate and system.part != "lineage" and system.rate < 1 else None, subset=system.subset or None, corpus=settings.corpus_size, seed=settings.seed, shots=own.shots.max().max(), items=own.n_items.max().max(), rules=settings.eval_rules, commit=git_commit(project_root()), cpu=fixed["cpu"], cores=fixed["cores"], gpu=str(fixed["gpu"] or ""),
         versions=" ".join(f"{k}={v}" for k, v in sorted(fixed["versions"].items())), steps=counts.get("steps"), tokens=counts.get("tokens"), train_seconds=trained.get("seconds"), evaluation_seconds=evaluated["seconds"])
     means = own.score.mean()
     if missing := [t for t in TASKS if t not in means or means[t] != means[t]]: raise UserError(f"{system.family} {system.name} has no score for {', '.join(missing)}. Delete the artefact {system.evaluation_stage} and run: make replicate PROFILE={settings.profile}")

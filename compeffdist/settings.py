@@ -135,6 +135,8 @@ class SelectionSettings(BaseModel):
     sampling_a: Share = 1.0
     sampling_by: Literal["instruction", "overall"] = "instruction"
     sampling_seed: Count = 42
+    ablations: bool = False
+    ablation_rate: Annotated[float, Field(gt=0, lt=1)] = 0.1 # share of the corpus that each ablation trains on
 
 # %% ../nbs/00_settings.ipynb #3afec44c
 class StudentSettings(BaseModel):

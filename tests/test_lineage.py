@@ -51,6 +51,6 @@ def test_both_stages_train_and_stand_in_the_table(tmp_path, monkeypatch):
     weights = {n: (done[f"student-llama-{n}"].path/"model.safetensors").read_bytes() for n in ("knowdist", "icldist", "two-stage")}
     assert len(set(weights.values())) == 3
     assert all(r.cached for r in lineage.lineage_systems_stages(s, store))
-    assert {x.name for x in systems(s)} >= {"knowdist", "icldist", "two-stage"} and not any(x.lineage for x in systems(load_settings("tiny")))
+    assert {x.name for x in systems(s)} >= {"knowdist", "icldist", "two-stage"} and not any(x.part == "lineage" for x in systems(load_settings("tiny")))
     assert lineage.lineage_systems_stages(load_settings("tiny", outputs=str(tmp_path/"other")), store) == []
     with pytest.raises(UserError, match="knowdist, icldist"): lineage.lineage_corpus_stage(s, store, "knowledge")

@@ -94,7 +94,7 @@ def test_what_is_left_out_names_settings_that_exist(profile):
     from compeffdist.plan import left_out
     from compeffdist.settings import Settings
     named = [n for text in left_out(load_settings(profile)) for n in re.search(r"\(([^()]*)\)", text)[1].replace("or MATRIX=full", "").replace(" ", "").split(",") if n]
-    assert len(named) >= 8 and set(named) <= set(Settings.model_fields)
+    assert len(named) >= 6 and set(named) <= set(Settings.model_fields)
 
 def test_what_is_run_is_not_left_out():
     from compeffdist.plan import left_out
@@ -107,3 +107,58 @@ def test_actual_hours_are_those_of_all_devices_of_a_stage():
     assert took(workers=3) == {"difficulty": 3, "training: llama": 1} and took(workers=0, plan_devices=2)["difficulty"] == 2
     many = actual(load_settings("paper", train_processes=8, families="llama"), manifest).set_index("stage").actual_hours
     assert many["training: llama"] == 8
+
+@pytest.mark.parametrize("profile", ["tiny", "mini"])
+def test_calibration_measures_what_the_plan_then_uses(profile, capsys):
+    from compeffdist.plan import calibrate
+    s = load_settings(profile, families="llama")
+    got = calibrate(s, steps=2, requests=3)
+    assert set(got) == {"plan_train_speed", "plan_read_speed", "plan_embedded_speed"} and all(v > 10 for v in got.values())
+    total = lambda **kw: float(plan(load_settings(profile, families="llama", **kw)).hours.sum())
+    assert total(**got | dict(plan_train_speed=got["plan_train_speed"]/2)) > total(**got)
+
+def test_calibration_prints_lines_for_settings_ini(monkeypatch, capsys):
+    from compeffdist import plan as module
+    monkeypatch.setattr(module, "calibrate", lambda s: dict(plan_train_speed=123456, plan_share_write=0.0123))
+    assert main(["--profile", "tiny", "--calibrate"]) == 0
+    out = capsys.readouterr().out
+    assert "section [tiny]:\nplan_train_speed = 123456\nplan_share_write = 0.0123\n" in out
+    slow, quick = (plan(load_settings("tiny", plan_train_speed=v)).hours.sum() for v in (3000, 123456))
+    assert f"{quick:,.1f} core hours" in out and quick < slow
+
+def test_calibration_of_a_checkpoint_gives_shares(tmp_path):
+    import shutil
+    from compeffdist.base import students_folder
+    from compeffdist.plan import calibrate
+    shutil.copytree(students_folder()/"qwen3", where := tmp_path/"tiny-2m")
+    s = load_settings("gpu", student_model_qwen3=str(where), student_dtype="float32", teacher_backend="transformers", teacher_model=str(where), teacher_dtype="float32", plan_device_tflops=0.2, plan_text_words=30,
+        train_batch=2, train_accumulation=2, train_max_length=256, train_packing=False)
+    got = calibrate(s, steps=2, requests=3)
+    assert set(got) == {"plan_share_train", "plan_share_read", "plan_share_write"} and all(0 < v <= 1 for v in got.values())
+    half = calibrate(s.model_copy(update=dict(plan_device_tflops=2000.0)), steps=2, requests=3)
+    assert half["plan_share_train"] < got["plan_share_train"]
+    with pytest.raises(UserError, match="nowhere-1b"): calibrate(s.model_copy(update=dict(student_model_qwen3=str(tmp_path/"nowhere-1b"))), steps=1, requests=1)
+
+def test_built_students_and_the_t5_are_planned():
+    stages = lambda p, **kw: {l["stage"]: l for l in student_lines(load_settings(p, **kw))}
+    assert "building: llama" in stages("mini") and "building: llama" not in stages("tiny") and "training: t5" not in stages("mini")
+    one, two = stages("paper", fsa_seeds="1")["training: t5"], stages("paper", fsa_seeds="1, 2")["training: t5"]
+    assert (one["runs"], two["runs"]) == (9, 17) and one["tokens_in"] < two["tokens_in"] < 2*one["tokens_in"] # pre-training is not repeated
+    assert hours(one, load_settings("paper", plan_device_tflops=100, plan_share_train=0.5)) == pytest.approx(6*220e6*one["tokens_in"]/(0.5*100e12)/3600)
+
+def test_train_splits_are_as_long_as_the_real_ones():
+    from compeffdist.plan import FSA_TRAIN
+    folder = ROOT.parent/"shared/data/fsa"
+    if not folder.is_dir(): pytest.skip("../shared/data/fsa is not here")
+    from compeffdist.fsa import read_fsa
+    assert {n: len(read_fsa(folder, n, "train")) for n in FSA_TRAIN} == FSA_TRAIN
+
+def test_ablations_are_planned_where_they_are_run():
+    on, off = ({l["stage"]: l for l in student_lines(load_settings("paper", ablations=v))} for v in (True, False))
+    assert {"scores: perplexity, IFD", "scores: meta-llama/Llama-3.2-1B-Instruct"} <= set(on) - set(off) and on["training: llama"]["runs"] > off["training: llama"]["runs"] + 15
+    assert describe(load_settings("paper", ablations=True)) and describe(load_settings("tiny", ablations=True, lineage=True))
+
+@pytest.mark.parametrize("hours, words", [(0, "0 s"), (99/3600, "99 s"), (0.5, "30 min"), (1.5, "90 min"), (2, "2.0 h"), (1234, "1,234.0 h")])
+def test_times_are_said_in_fitting_units(hours, words):
+    from compeffdist.plan import _duration
+    assert _duration(hours) == words

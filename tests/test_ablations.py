@@ -1,0 +1,102 @@
+"Ablations: what each leaves out, that samples are what their definition says row by row, and a whole small run."
+import pandas as pd
+import pytest
+from compeffdist import ablations, base, texts
+from compeffdist.ablations import ablation_rows, ablation_stages, other_scores_stage, subset
+from compeffdist.sampling import keep_probability, row_draws
+from compeffdist.settings import UserError, load_settings
+from compeffdist.store import Store, write_rows
+from compeffdist.systems import SUBSETS, System, ablations as ablation_systems, systems
+
+TYPES = ["analysis", "closed classification", "open classification", "extraction", "scoring", "structured output"]
+ROWS = [dict(id=f"r{i}", instruction_id=f"i{i % 12}", perspective=i % 6, kind="analysis" if i % 6 == 0 else "task", task_type=TYPES[i % 6], text_id=str(i), nearby=False, demonstrations=i % 2 if i % 6 else 0,
+    prompt=f"p{i}", answer="a") for i in range(600)]
+CORPUS = pd.DataFrame(ROWS)
+
+@pytest.mark.parametrize("name, stays", [("no-analyses", lambda r: r["kind"] == "task"), ("no-classification", lambda r: "classification" not in r["task_type"]), ("no-extraction", lambda r: r["task_type"] != "extraction"),
+    ("no-scoring", lambda r: r["task_type"] != "scoring"), ("no-structured", lambda r: r["task_type"] != "structured output"), ("no-demonstrations", lambda r: r["demonstrations"] == 0)])
+def test_a_subset_leaves_out_what_its_name_says(name, stays): assert subset(CORPUS, name).tolist() == [stays(r) for r in ROWS]
+
+def test_half_of_the_perspectives_is_a_seeded_draw():
+    kept = set(CORPUS[subset(CORPUS, "half-perspectives", 1)].perspective)
+    assert len(kept) == 3 and kept == set(CORPUS.sample(frac=1, random_state=0)[lambda d: subset(d, "half-perspectives", 1)].perspective)
+    assert len({frozenset(CORPUS[subset(CORPUS, "half-perspectives", s)].perspective) for s in range(8)}) > 1
+
+def test_an_unknown_subset_is_named():
+    with pytest.raises(UserError, match="'no-labels'.*no-analyses"): subset(CORPUS, "no-labels")
+
+class Shelf:
+    "A store that holds these tables only."
+    def __init__(self, **tables): self.tables = tables
+    def rows(self, stage, file):
+        from datasets import Dataset
+        return Dataset.from_pandas(self.tables[stage.replace("-", "_")], preserve_index=False)
+
+DIFFICULTY = pd.DataFrame(dict(id=CORPUS["id"], rank_score=[(i * 7 % 600) / 600 for i in range(600)], n_tokens=[1 + i % 9 for i in range(600)]))
+OTHER = pd.DataFrame(dict(id=CORPUS["id"][::-1], perplexity=[float(i) for i in range(600)], ifd=[float(i * 11 % 600) for i in range(600)]))
+SHELF = Shelf(corpus=CORPUS, difficulty=DIFFICULTY, scores_ifd=OTHER, scores_qwen3=pd.DataFrame(dict(id=CORPUS["id"], rank_score=[(i * 13 % 600) / 600 for i in range(600)])))
+SETTINGS = load_settings("tiny", sampling_rate=0.3, ablation_rate=0.3, sampling_a=1.0, sampling_by="instruction")
+
+def obvious(system):
+    "The definition, one row at a time."
+    seed, by = SETTINGS.sampling_seed + system.draw, (system.by or SETTINGS.sampling_by) == "instruction"
+    part = [r for r, k in zip(ROWS, subset(CORPUS, system.subset, SETTINGS.seed) if system.subset else [True] * 600) if k]
+    draw = dict(zip([r["id"] for r in ROWS], row_draws([r["id"] for r in ROWS], seed)))
+    if system.method == "random": return {r["id"] for r in part if draw[r["id"]] < min(1, system.rate * 600 / len(part))}
+    table = DIFFICULTY.set_index("id").join(OTHER.set_index("id")).join(SHELF.tables["scores_qwen3"].set_index("id").rank_score.rename("proxy"))
+    value = table[dict(rank="rank_score", length="n_tokens").get(system.measure, system.measure if system.measure in ("perplexity", "ifd") else "proxy")]
+    tie, kept = dict(zip([r["id"] for r in ROWS], row_draws([r["id"] for r in ROWS], seed, "tie"))), set()
+    for g in {r["instruction_id"] for r in part} if by else [None]:
+        own = sorted((r["id"] for r in part if g in (None, r["instruction_id"])), key=lambda i: (value[i], tie[i]))
+        if system.method == "hard": kept |= set(own[len(own) - round(system.rate * len(own)):])
+        else: kept |= {i for k, i in enumerate(own) if draw[i] < keep_probability((k + 0.5) / len(own), 1.0 if system.a is None else system.a, system.rate)}
+    return kept
+
+@pytest.mark.parametrize("system", [s for s in ablation_systems(SETTINGS, "llama") if s.name != "proxy-gemma3-30"], ids=lambda s: s.name)
+def test_rows_are_those_of_the_definition(system):
+    got = ablation_rows(SETTINGS, SHELF, system)
+    assert set(got["id"]) == obvious(system) and 100 < len(got) < 260 and got["id"].tolist() == [r["id"] for r in ROWS if r["id"] in set(got["id"])]
+
+def test_a_subset_and_its_control_share_the_rows_they_can():
+    made = {s.name: set(ablation_rows(SETTINGS, SHELF, s)["id"]) for s in [System("llama", "random-30", "random", 0.3), *ablation_systems(SETTINGS, "llama")] if s.method == "random"}
+    for s in ablation_systems(SETTINGS, "llama"):
+        if s.subset: assert made["random-30"] & set(CORPUS["id"][subset(CORPUS, s.subset, SETTINGS.seed)]) <= made[s.name]
+        if s.draw: assert made[s.name] != made["random-30"]
+
+def test_nothing_left_is_an_error():
+    bare = Shelf(corpus=CORPUS[CORPUS.kind == "analysis"], difficulty=DIFFICULTY)
+    with pytest.raises(UserError, match="'no-analyses-30' keeps none of 100 rows"): ablation_rows(SETTINGS, bare, next(s for s in ablation_systems(SETTINGS, "llama") if s.subset == "no-analyses"))
+
+def test_what_a_profile_lacks_is_no_ablation():
+    names = lambda **kw: {s.name for s in ablation_systems(load_settings("tiny", ablation_rate=0.2, **kw), "llama")}
+    assert names() - names(corpus_max_demonstrations=0) == {"no-demonstrations-20"} and names() - names(corpus_task_types="scoring, closed classification") == {"no-extraction-20", "no-structured-20"}
+    assert names(sampling_by="overall") - names() == {"hard-instruction-20", "difficulty-instruction-20"} and names(sampling_a=0.5) - names() == {"difficulty-a100-20"}
+    assert not any(s.part in ("construction", "sampling", "measure") for s in systems(load_settings("tiny"))) and {s.subset for s in systems(load_settings("tiny", ablations=True))} == {"", *SUBSETS}
+
+def test_every_control_is_among_the_systems():
+    for profile in ("tiny", "mini", "gpu", "paper"):
+        s = load_settings(profile, ablations=True)
+        assert {f"{kind}-{100 * s.ablation_rate:g}" for kind in ("random", "difficulty")} <= {x.name for x in systems(s)}
+
+def test_a_whole_small_run(tmp_path, monkeypatch):
+    shipped, lines = tmp_path/"shipped", ["The soup was lovely.", "A dull film.", "Great, another delay. Just what I needed.", "I miss you so much.", "The shop opens at nine.", "Terrible service!"] * 6
+    for family in ("llama", "qwen3"):
+        base.build_base(family, [f"{t} {i}" for i, t in enumerate(lines)], shipped/family, steps=1, batch=2, vocab=420, hidden=16, layers=1, heads=2)
+        base.seal(shipped/family, family=family)
+    monkeypatch.setattr(base, "students_folder", lambda: shipped)
+    s = load_settings("tiny", outputs=str(tmp_path/"out"), ablations=True, ablation_rate=0.3, families="llama", difficulty_proxies="package:qwen3", texts_total=40, benchmark_train=8, benchmark_test=4, train_epochs=1, train_lr=1e-2,
+        eval_limit=1, eval_seeds="42", shots=1, shots_reduce=True, eval_max_new_tokens=4, eval_max_new_tokens_opener=4, workers=1)
+    store = Store(s)
+    texts.benchmark_stage(s, store); texts.texts_stage(s, store)
+    store.stage("corpus", lambda out, work: write_rows(out/"corpus.parquet", CORPUS.head(120)) or dict(rows_out=120))
+    from compeffdist.difficulty import difficulty_stage
+    difficulty_stage(s, store)
+    done = {r.name: r for r in ablation_stages(s, store)}
+    wanted = ablation_systems(s, "llama")
+    assert {"scores-ifd", "scores-qwen3"} <= set(done) and {x.model_stage for x in wanted} | {x.evaluation_stage for x in wanted} | {x.sample_stage for x in wanted} <= set(done)
+    other, own = store.rows("scores-ifd", "scores.parquet").to_pandas(), store.rows("difficulty", "scores.parquet").to_pandas()
+    assert other.perplexity.notna().all() and (other.perplexity > 1).all() and set(other["id"]) == set(own["id"])
+    assert (store.rows("scores-qwen3", "scores.parquet").to_pandas().rank_score != own.rank_score).any()
+    assert done["sample-no-extraction-30"].counts["rows_out"] == store.rows("sample-no-extraction-30", "sample.parquet").num_rows and "extraction" not in store.rows("sample-no-extraction-30", "sample.parquet")["task_type"]
+    assert all(r.cached for r in ablation_stages(s, store))
+    assert ablation_stages(load_settings("tiny", outputs=str(tmp_path/"other")), store) == []

@@ -749,6 +749,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'compeffdist.replicate._record': ('replicate.html#_record', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._reference': ('replicate.html#_reference', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._stages': ('replicate.html#_stages', 'compeffdist/replicate.py'),
+                                       'compeffdist.replicate._tidy': ('replicate.html#_tidy', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate.check_parameters': ( 'replicate.html#check_parameters',
                                                                                    'compeffdist/replicate.py'),
                                        'compeffdist.replicate.git_commit': ('replicate.html#git_commit', 'compeffdist/replicate.py'),

@@ -55,6 +55,14 @@ def test_what_ran_before_a_failure_is_kept(project):
     manifest = json.loads((project/"outputs/tiny/manifest.json").read_text())
     assert list(manifest["notebooks"]) == ["00_a"] and (project/"outputs/tiny/notebooks/00_a.ipynb").is_file()
 
+def test_an_executed_notebook_names_no_folder_and_no_hour(project):
+    notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "from pathlib import Path\nprint(Path.cwd())")
+    replicate("tiny")
+    text = (project/"outputs/tiny/notebooks/00_a.ipynb").read_text(encoding="utf-8")
+    made = nbf.reads(text, 4)
+    assert "./nbs" in made.cells[-1].outputs[0].text and str(project) not in text and "execution" not in made.cells[-1].metadata and made.metadata.papermill == dict(parameters=dict(profile="tiny"))
+    nbf.validate(made)
+
 def test_manifest_and_index_tell_what_was_run(project):
     code = "from compeffdist.settings import load_settings\nfrom compeffdist.store import Store, write_rows\nfrom compeffdist.figures import save_table\nimport pandas as pd\ns = Store(load_settings(profile))\ns.stage('one', lambda out, work: write_rows(out/'x.parquet', [dict(a=1)]) or dict(rows_out=1))\nsave_table(s, 'tab-x', pd.DataFrame(dict(a=[1])), 'One.')"
     notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", code)

@@ -127,7 +127,7 @@ def memory(
     if line["who"] == "teacher": return None if s.teacher_backend in ("embedded", "openai") else 2*_size("teacher", s)/1e9
     if _stand_in(line["who"], s): return None
     full = line["stage"].startswith("training") and (not s.train_lora_r or line["who"] == "t5")
-    return _size(line["who"], s)*(16 if full else 2 if s.student_dtype == "bfloat16" else 4)/1e9
+    return _size(line["who"], s)*(16 if full else 0.6 if line["stage"].startswith("training") and s.train_quantization == "nf4" and line["who"] != "t5" else 2 if s.student_dtype == "bfloat16" else 4)/1e9
 
 def disk(
     line: Mapping[str, Any], # a line of the plan

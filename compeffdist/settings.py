@@ -177,6 +177,7 @@ class TrainingSettings(BaseModel):
     train_precision: Literal["bf16", "fp32"] = "bf16"
     train_lora_r: Count = 0
     train_lora_alpha: Positive = 32
+    train_quantization: Literal["none", "nf4"] = "none" # of the weights that LoRA leaves as they are
     train_processes: Count = 0 # of one training; 0: one for each GPU
     train_fsdp: bool = False
     train_gradient_checkpointing: bool = False

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FSDP', 'CURVE', 'LM_SHARE', 'TRAIN_KEYS', 'encode_rows', 'mask_picture', 'train_processes', 'training_arguments',
-           'weighted_loss', 'finetune', 'sample_file', 'load_student', 'student_stage', 'loss_figure']
+           'weighted_loss', 'finetune', 'load_student', 'sample_file', 'student_stage', 'loss_figure']
 
 # %% ../nbs/10_students.ipynb #1823b448
-import math, os, random, time
+import logging, math, os, random, time
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Sequence
@@ -15,6 +15,8 @@ from .settings import Settings, UserError, load_settings
 from .store import StageResult, Store, derive_seed, read_json, write_json
 from .workers import run_group
 from .base import base_loss, base_stage, bf16_pays, length_batches, plain_attention
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR) # peft imports it wherever it is installed, and on some CPUs it warns of kernels that it does without
 
 # %% ../nbs/10_students.ipynb #c22c55f0
 def _prompt_ids(tokenizer, prompts, chat):
@@ -272,6 +274,7 @@ def finetune(
     import torch
     from datasets import Dataset
     from transformers import set_seed
+    _check_quantization(settings)
     encoded, counts = encode_rows(rows, tokenizer, settings.train_max_length, settings.train_chat_template)
     if not encoded: raise UserError(f"None of {counts['rows_in']} training rows fits into train_max_length = {settings.train_max_length} tokens. Raise it in settings.ini.")
     own = next((k for k in ("train_length_power", "train_lm_weight") if getattr(settings, k)), None)
@@ -283,7 +286,8 @@ def finetune(
     if own and settings.train_fsdp and processes > 1: raise UserError(f"{own} = {getattr(settings, own)} weighs rows over whole copies of the student, and train_fsdp = true cuts it up. Set train_fsdp = false, or {own} = 0, the paper's loss.")
     args = training_arguments(settings, work, len(encoded), seed, processes)
     _fit_to(args, model)
-    model.config.use_cache, attention = False, model.config._attn_implementation
+    model, attention = _prepared(model, settings), model.config._attn_implementation
+    model.config.use_cache = False
     if args.bf16 and args.use_cpu and not settings.train_packing: plain_attention(model)
     trainer = _trainer_class(settings.train_batch, settings.train_length_power, settings.train_lm_weight)(model=model, args=args, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer, peft_config=_lora(settings), callbacks=[_progress(name)])
     if own and trainer.accelerator.process_index: torch.manual_seed(seed + trainer.accelerator.process_index) # each draws its own prompt tokens
@@ -305,12 +309,43 @@ def _fit_to(args, model):
     if args.fsdp: args.fsdp_plugin_args["transformer_cls_names_to_wrap"] = ",".join(n for n in model._no_split_modules if n in inside)
     args.ddp_find_unused_parameters = hasattr(model.config, "vision_config")
 
+# %% ../nbs/10_students.ipynb #4f8b36d6
 def _lora(settings):
     "LoRA on every linear layer, or None for full fine-tuning."
     if not settings.train_lora_r: return None
     from peft import LoraConfig
     return LoraConfig(r=settings.train_lora_r, lora_alpha=settings.train_lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 
+def load_student(
+    folder: Path, # a checkpoint
+    dtype: str = "float32", # precision of the weights
+    quantization: str = "none", # none | nf4: linear layers but the output in 4 bits, for training adapters
+) -> tuple[Any, Any]: # model, tokenizer
+    "Load a student and its tokenizer; raises `UserError` if the folder is not a checkpoint, or 4 bits are not to be had."
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    extra = {}
+    if quantization == "nf4":
+        extra = dict(quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=getattr(torch, dtype)))
+        if torch.cuda.is_available(): extra["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
+    try: return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **extra), AutoTokenizer.from_pretrained(folder)
+    except ImportError as e: raise UserError(f"train_quantization = nf4 needs bitsandbytes: {str(e).splitlines()[0]} Install it (pip install 'compeffdist[train]'), or set train_quantization = none.") from e
+    except (OSError, ValueError) as e: raise UserError(f"{folder} cannot be loaded as a student: {str(e).splitlines()[0]} Delete it and run the same command again.") from e
+
+def _prepared(model, settings):
+    "A student in 4 bits, made ready for training; any other as it is."
+    if not getattr(model, "is_loaded_in_4bit", False): return model
+    from peft import prepare_model_for_kbit_training
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=settings.train_gradient_checkpointing)
+
+def _merged(model, settings):
+    "The adapters of a student in 4 bits, merged into its weights before quantization."
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    whole = get_peft_model(load_student(Path(model.config._name_or_path), settings.student_dtype)[0], _lora(settings))
+    set_peft_model_state_dict(whole, get_peft_model_state_dict(model))
+    return whole.merge_and_unload()
+
+# %% ../nbs/10_students.ipynb #9f9cc97e
 def _finished(trainer, settings):
     "The trained student, adapters merged; where FSDP has cut it up, the first process puts it together again."
     model = trainer.model
@@ -326,11 +361,12 @@ def _finished(trainer, settings):
         model.generation_config = generation
         if settings.train_lora_r: model = get_peft_model(model, _lora(settings))
         model.load_state_dict(state)
+    if settings.train_quantization != "none": return _merged(model, settings)
     return model.merge_and_unload() if settings.train_lora_r else model
 
 # %% ../nbs/10_students.ipynb #11398475
 TRAIN_KEYS = ("train_epochs", "train_lr", "train_batch", "train_accumulation", "train_max_length", "train_packing", "train_scheduler", "train_warmup",
-    "train_weight_decay", "train_beta1", "train_beta2", "train_eps", "train_clip", "train_precision", "train_lora_r", "train_lora_alpha",
+    "train_weight_decay", "train_beta1", "train_beta2", "train_eps", "train_clip", "train_precision", "train_lora_r", "train_lora_alpha", "train_quantization",
     "train_gradient_checkpointing", "train_chat_template", "student_dtype", "seed", "train_length_power", "train_lm_weight", "train_processes", "train_fsdp")
 
 def sample_file(
@@ -339,21 +375,17 @@ def sample_file(
     "Which file of a stage holds the training rows."
     return "corpus.parquet" if sample_stage.startswith("corpus") else "sample.parquet"
 
-def load_student(
-    folder: Path, # a checkpoint
-    dtype: str = "float32", # precision of the weights
-) -> tuple[Any, Any]: # model, tokenizer
-    "Load a student and its tokenizer; raises `UserError` if the folder is not a checkpoint."
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    try: return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as e: raise UserError(f"{folder} cannot be loaded as a student: {str(e).splitlines()[0]} Delete it and run the same command again.") from e
-
 # %% ../nbs/10_students.ipynb #7f6375f1
+def _check_quantization(settings):
+    "Refuse what cannot be trained in 4 bits, before anything is loaded."
+    if settings.train_quantization == "none": return
+    if not settings.train_lora_r: raise UserError(f"train_quantization = {settings.train_quantization} holds the student in 4 bits, which cannot be trained themselves. Set train_lora_r = 16 (adapters beside them), or train_quantization = none.")
+    if settings.train_fsdp: raise UserError(f"train_quantization = {settings.train_quantization} with train_fsdp = true is not supported: the 4-bit weights are whole on every GPU. Set one of them to none or false.")
+
 def _trained(settings, source, sample_stage, out, work, seed, name):
     "Load and train, each process of a group with its share of the rows; the first saves. The log."
     rows = Store(settings).rows(sample_stage, sample_file(sample_stage)).select_columns(["id", "prompt", "answer"]).to_list()
-    model, tokenizer = load_student(source, settings.student_dtype)
+    model, tokenizer = load_student(source, settings.student_dtype, settings.train_quantization)
     model, log = finetune(model, tokenizer, rows, settings, work, seed, name)
     if os.environ.get("RANK", "0") == "0": model.save_pretrained(out); tokenizer.save_pretrained(out)
     return log

@@ -201,6 +201,54 @@ def test_lora_trains_adapters_and_saves_an_ordinary_checkpoint(tok, tmp_path):
     assert not any("lora" in n for n, _ in loaded.named_parameters())
     assert log["curve"][-1]["loss"] < log["curve"][0]["loss"]
 
+@pytest.fixture
+def stored(tok, tmp_path):
+    "A student on disk, as 4 bits need one."
+    model(tok).save_pretrained(tmp_path/"base"); tok.save_pretrained(tmp_path/"base")
+    return tmp_path/"base"
+
+def quantized(where, **over):
+    s = settings(train_lora_r=4, train_lora_alpha=16, train_quantization="nf4", **over)
+    return students.load_student(where, "float32", "nf4"), s
+
+def test_qlora_learns_on_weights_in_4_bits_and_saves_whole_ones(tok, stored, tmp_path):
+    import torch
+    from bitsandbytes.nn import Linear4bit
+    (m, tok), s = quantized(stored, train_epochs=20)
+    assert sum(isinstance(l, Linear4bit) for l in m.modules()) == 2 * 7
+    m, log = students.finetune(m, tok, ROWS, s, tmp_path/"work", seed=3)
+    assert log["curve"][-1]["loss"] < log["curve"][0]["loss"] - 0.2 and not any(isinstance(l, Linear4bit) for l in m.modules())
+    m.save_pretrained(tmp_path/"out"); tok.save_pretrained(tmp_path/"out")
+    before, after = (students.load_student(w)[0].state_dict() for w in (stored, tmp_path/"out"))
+    for name, w in after.items():
+        change = w - before[name]
+        if name.endswith("proj.weight"): assert 0 < torch.linalg.matrix_rank(change, rtol=1e-3) <= 4, name # the adapter and nothing of the rounding
+        else: assert not change.any(), name
+
+def test_merged_adapters_are_those_that_were_trained(tok, stored, tmp_path, monkeypatch):
+    import torch
+    (m, tok), s = quantized(stored)
+    kept, merge = {}, students._merged
+    def watched(model, settings):
+        from peft import get_peft_model_state_dict
+        kept.update({k: v.clone() for k, v in get_peft_model_state_dict(model).items()})
+        return merge(model, settings)
+    monkeypatch.setattr(students, "_merged", watched)
+    m, _ = students.finetune(m, tok, ROWS, s, tmp_path/"work")
+    first = "model.layers.0.self_attn.q_proj"
+    a, b = (next(v for k, v in kept.items() if f"{first}.lora_{x}" in k) for x in "AB")
+    want = students.load_student(stored)[0].state_dict()[f"{first}.weight"] + 16 / 4 * b.float() @ a.float()
+    torch.testing.assert_close(m.state_dict()[f"{first}.weight"], want)
+
+def test_4_bits_without_adapters_or_in_shards_are_refused(tok, tmp_path):
+    for over, words in ((dict(), "Set train_lora_r = 16"), (dict(train_lora_r=4, train_fsdp=True), "train_fsdp = true is not supported")):
+        with pytest.raises(UserError, match=words): students.finetune(None, tok, ROWS, settings(train_quantization="nf4", **over), tmp_path)
+
+def test_missing_bitsandbytes_is_named(stored, monkeypatch):
+    import transformers.quantizers.quantizer_bnb_4bit as module
+    monkeypatch.setattr(module.Bnb4BitHfQuantizer, "validate_environment", lambda self, *a, **k: (_ for _ in ()).throw(ImportError("bitsandbytes is not here")))
+    with pytest.raises(UserError, match="needs bitsandbytes: bitsandbytes is not here.*compeffdist\\[train\\]"): students.load_student(stored, "float32", "nf4")
+
 def test_an_interrupted_run_ends_with_the_same_weights(tok, tmp_path, monkeypatch):
     import torch
     from transformers import TrainerCallback

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['subset', 'other_scores_stage', 'ablation_rows', 'ablation_sample_stage', 'ablation_stages']
 
-# %% ../nbs/12b_ablations.ipynb #f7f2c61e
+# %% ../nbs/12b_ablations.ipynb #734e7c9d
 import random
 from typing import Any
-from .measures import load_proxy, measured_scores
-from .sampling import selection
+from .base import students_folder
+from .measures import _measure, load_proxy
+from .sampling import row_draws, sampling_stage, selection
 from .settings import Settings, UserError
-from .store import StageResult, Store, derive_seed, write_rows
-from .systems import SUBSETS, System, systems
+from .store import StageResult, Store, content_hash, derive_seed, write_rows
+from .systems import ABLATIONS, SUBSETS, System, proxy_name, systems
 
-# %% ../nbs/12b_ablations.ipynb #b8974189
+# %% ../nbs/12b_ablations.ipynb #225194aa
 def subset(
     corpus: Any, # DataFrame of corpus.parquet
     name: str, # one of `SUBSETS`
@@ -22,6 +23,7 @@ def subset(
 ) -> Any: # Series of bool, one for each row: does it stay?
     "The rows that stay when a part of the construction is left out; raises `UserError` for a name that is not known."
     if name not in SUBSETS: raise UserError(f"Unknown subset {name!r}. Allowed: {', '.join(SUBSETS)}.")
+    if name == "human-written": return corpus.kind.notna() # another corpus, all of it
     if name == "no-analyses": return corpus.kind != "analysis"
     if name == "no-demonstrations": return corpus.demonstrations == 0
     if name == "half-perspectives":
@@ -29,37 +31,46 @@ def subset(
         return corpus.perspective.isin(random.Random(derive_seed(seed, name)).sample(known, (len(known) + 1) // 2))
     return ~corpus.task_type.str.contains(name.removeprefix("no-"))
 
-# %% ../nbs/12b_ablations.ipynb #9e8430bc
+# %% ../nbs/12b_ablations.ipynb #637b8bad
+def _chances(table, stays, rate):
+    "With which probability each row that stays is drawn, so that each kind has `rate` of its rows in the whole corpus."
+    left = table[stays]
+    if left.empty: return left["kind"].astype(float)
+    wanted, have = rate * table.groupby("kind").size(), left.groupby("kind").size()
+    wanted = wanted[have.index] * (wanted.sum() / wanted[have.index].sum())
+    return left["kind"].map(wanted / have).clip(upper=1.0)
+
+# %% ../nbs/12b_ablations.ipynb #23cc68a7
 def other_scores_stage(
     settings: Settings, # difficulty_…
-    store: Store, # corpus, difficulty, base student
+    store: Store, # corpus, base student
     measure: str, # "ifd" (and with it perplexity), or a proxy as `difficulty_proxies` names it
 ) -> StageResult: # scores.parquet: id, rank_score; or id, perplexity, ifd
     "Score the whole corpus by another measure or another model; goes on where a killed run stopped."
-    from compeffdist.difficulty import load_scorer
-    proxy = measure != "ifd"
+    from compeffdist.difficulty import _perplexity, load_scorer
+    proxy, shipped = measure != "ifd", students_folder()/measure.removeprefix("package:")
     base = [f"base-{settings.families[0]}"] * (not proxy and settings.difficulty_model == "student")
     keys = ("difficulty_model", "difficulty_revision", "difficulty_top_p", "difficulty_skip_top_rank", "student_dtype", "train_chat_template", "train_max_length")
     def build(out, work):
+        from accelerate.utils.memory import clear_device_cache
         rows = store.rows("corpus", "corpus.parquet").select_columns(["id", "prompt", "answer"])
         model, tokenizer = load_proxy(measure, settings, store) if proxy else load_scorer(settings, store)[:2]
-        scores = measured_scores(settings, model, tokenizer, rows, "rank" if proxy else "ifd", work, per_token=not proxy)
-        if not proxy: scores = scores.assign(perplexity=[_perplexity(v) for v in scores.token_values], ifd=scores.ifd_score)
+        scores = _measure(settings, model, tokenizer, rows, "rank" if proxy else "ifd", work, per_token=not proxy)
+        del model; clear_device_cache(garbage_collection=True) # students are trained next
+        if not proxy: scores = scores.assign(perplexity=[None if v is None else _perplexity(list(v)) for v in scores.token_values], ifd=scores.ifd_score)
         write_rows(out/"scores.parquet", scores[["id", "rank_score"] if proxy else ["id", "perplexity", "ifd"]])
         return dict(rows_in=len(rows), rows_out=int(scores.error.isna().sum()))
-    return store.stage(_scores(measure), build, inputs=["corpus", *base], params=dict(measure=measure) | {k: getattr(settings, k) for k in keys}, code=["measures"])
+    params = dict(measure=measure, digest=content_hash(shipped) if measure.startswith("package:") and shipped.is_dir() else None) | {k: getattr(settings, k) for k in keys}
+    return store.stage(_scores(measure), build, inputs=["corpus", *base], params=params, code=["ablations"])
 
-def _scores(measure): return "scores-" + measure.split("/")[-1].replace("package:", "").lower()
-def _perplexity(values):
-    "None for a row without a score."
-    from compeffdist.difficulty import _perplexity as perplexity
-    return None if values is None else perplexity(list(values))
+def _scores(measure): return "scores-" + proxy_name(measure)
 
-# %% ../nbs/12b_ablations.ipynb #2d4713a8
+# %% ../nbs/12b_ablations.ipynb #46eebe9a
 _COLUMNS = dict(rank="rank_score", length="n_tokens", perplexity="perplexity", ifd="ifd")
 
 def _stages(system):
     "What a sample is drawn from."
+    if system.subset == "human-written": return ["corpus-knowdist"]
     if system.measure in ("rank", "length"): return ["corpus", "difficulty"]
     return ["corpus", "difficulty", _scores("ifd" if system.measure in ("perplexity", "ifd") else system.measure)]
 
@@ -69,19 +80,25 @@ def ablation_rows(
     system: System, # one of the ablations
 ) -> Any: # DataFrame: the rows that are kept
     "The training rows of one ablation; raises `UserError` if there are none."
-    stages, by = _stages(system), system.by or settings.sampling_by
-    table, column = store.rows("corpus", "corpus.parquet").to_pandas(), _COLUMNS.get(system.measure, "rank_score")
-    scores = store.rows("difficulty", "scores.parquet").to_pandas()[["id", "rank_score", "n_tokens"]]
+    stages, seed = _stages(system), settings.sampling_seed + system.draw
+    table = store.rows(stages[0], "corpus.parquet").to_pandas()
+    if len(stages) > 1:
+        scores = store.rows("difficulty", "scores.parquet").to_pandas()[["id", "rank_score", "n_tokens"]]
+        table = table.merge(scores[scores.rank_score.notna()], on="id", validate="one_to_one")
     if len(stages) > 2:
-        other = store.rows(stages[-1], "scores.parquet").to_pandas()
-        scores = scores.drop(columns=[c for c in other if c != "id" and c in scores]).merge(other, on="id", how="left", validate="one_to_one")
-    table = table.merge(scores, on="id", how="left", validate="one_to_one")
-    part = table[subset(table, system.subset, settings.seed)] if system.subset else table
-    rate = min(1.0, system.rate * len(table) / max(1, len(part)))
-    chosen = part[selection(part, rate, system.method, settings.sampling_a if system.a is None else system.a, None if by == "overall" else "instruction", settings.sampling_seed + system.draw, column=column).kept.to_numpy()]
+        other = store.rows(stages[2], "scores.parquet").to_pandas()
+        table = table.drop(columns=[c for c in other if c != "id" and c in table]).merge(other, on="id", how="left", validate="one_to_one")
+    if system.method == "random":
+        chance = _chances(table, subset(table, system.subset, settings.seed) if system.subset else table.kind.notna(), system.rate)
+        left = table.loc[chance.index]
+        chosen = left[row_draws(left["id"], seed) < chance.to_numpy()]
+    else:
+        a, by = settings.sampling_a if system.a is None else system.a, None if (system.by or settings.sampling_by) == "overall" else "instruction"
+        chosen = table[selection(table, system.rate, system.method, a, by, seed, column=_COLUMNS.get(system.measure, "rank_score")).kept.to_numpy()]
     if not len(chosen): raise UserError(f"The ablation {system.name!r} keeps none of {len(table)} rows. Raise ablation_rate, or use a larger corpus (corpus_size).")
     return chosen
 
+# %% ../nbs/12b_ablations.ipynb #4dcb139e
 def ablation_sample_stage(
     settings: Settings, # the active profile
     store: Store, # corpus, difficulty, other scores
@@ -91,22 +108,25 @@ def ablation_sample_stage(
     def build(out, work):
         rows = ablation_rows(settings, store, system)
         write_rows(out/"sample.parquet", rows)
-        return dict(rows_in=store.rows("corpus", "corpus.parquet").num_rows, rows_out=len(rows))
+        return dict(rows_in=store.rows(_stages(system)[0], "corpus.parquet").num_rows, rows_out=len(rows))
     params = {k: getattr(system, k) for k in ("method", "rate", "subset", "measure", "draw")} | dict(a=settings.sampling_a if system.a is None else system.a, by=system.by or settings.sampling_by, seed=settings.sampling_seed, corpus_seed=settings.seed)
     return store.stage(system.sample_stage, build, inputs=_stages(system), params=params, code=["ablations"])
 
-# %% ../nbs/12b_ablations.ipynb #4f18728b
 def ablation_stages(
     settings: Settings, # ablations decides whether anything is done
-    store: Store, # corpus, difficulty, base student, benchmark
+    store: Store, # texts, corpus, difficulty, base student, benchmark
 ) -> list[StageResult]: # scores, samples, students, evaluations
-    "Score, draw, train and evaluate every ablation of the first family."
+    "Score, draw, train and evaluate every ablation of the first family, and their controls."
+    from compeffdist.lineage import lineage_corpus_stage
     from compeffdist.students import train_processes
     from compeffdist.workers import Job, run_jobs
-    wanted = [s for s in systems(settings) if s.part in ("construction", "sampling", "measure")]
+    wanted = [s for s in systems(settings) if s.part in ABLATIONS]
     if not wanted: return []
+    controls = [s for s in systems(settings) if s.part == "main" and s.family == wanted[0].family and s.rate == settings.ablation_rate]
     others = dict.fromkeys("ifd" if s.measure in ("perplexity", "ifd") else s.measure for s in wanted if s.measure not in ("rank", "length"))
-    done = run_jobs(settings, [Job(m, "ablations", "other_scores_stage", (m,)) for m in others], "other measures")
-    done += [ablation_sample_stage(settings, store, s) for s in wanted]
+    done = [lineage_corpus_stage(settings, store, "knowdist")]
+    done += run_jobs(settings, [Job(m, "ablations", "other_scores_stage", (m,)) for m in others], "other measures")
+    done += [sampling_stage(settings, store, s.name, s.rate, s.method) for s in controls] + [ablation_sample_stage(settings, store, s) for s in wanted]
+    wanted = controls + wanted
     done += run_jobs(settings, [Job(s.name, "students", "student_stage", (s.family, s.name, s.sample_stage)) for s in wanted], "ablation students", train_processes(settings))
     return done + run_jobs(settings, [Job(s.name, "evaluate", "evaluation_stage", (s.family, s.name, s.model_stage)) for s in wanted], "ablation evaluation")

@@ -18,7 +18,7 @@ from .sentibench import TASKS
 from .settings import Family, Settings, UserError, load_settings, project_root
 from .stats import detectable
 from .store import read_json
-from .systems import systems
+from .systems import SUBSETS, _subsets, systems
 
 # %% ../nbs/14a_plan.ipynb #d5d4063b
 TEST_SIZES = dict(imdb=1000, yelp2=1000, sst2=1821, twitter=1000, irony18=784, tweeteval=1421, pstance=2157, intimacy=396, atsa_rest16=676, acsa_rest16=676, asqp_rest16=544, opener=499)
@@ -101,7 +101,7 @@ def _size(who, s):
 
 def _stand_in(who, s):
     "Is it a small model of ours, whose tokens a second on a CPU count?"
-    return s.fsa_model == "build" if who == "t5" else s.student_source != "hub" or who.startswith("package:")
+    return s.fsa_model == "build" if who == "t5" else who.startswith("package:") or who in get_args(Family) and s.student_source != "hub"
 
 def hours(
     line: Mapping[str, Any], # from `teacher_lines` or `student_lines`
@@ -138,6 +138,7 @@ def disk(
     if line["who"] == "teacher": return 5*(line["tokens_in"] + line["tokens_out"])/1e9 # about 5 bytes of text a token
     if not line["stage"].startswith(("training", "building")): return 0.0
     size = _size(line["who"], s) if not _stand_in(line["who"], s) else 12*s.base_layers*s.base_hidden**2 + s.base_vocab*s.base_hidden
+    if line["who"] == "t5": return 2*size*4/1e9 # the plain start and the pre-trained one; tuned ones are not kept
     return line["runs"]*size*(2 if s.student_dtype == "bfloat16" else 4)/1e9
 
 def money(
@@ -200,7 +201,7 @@ def _devices(kind, s):
     "Devices that a stage of a run keeps busy, as `hours` counts them."
     if kind in ("attributes", "instructions", "corpus", "fsa", "evaluation: teacher"): return s.teacher_tensor_parallel if s.teacher_backend == "vllm" else 1
     if kind == "difficulty": return s.workers or s.plan_devices
-    if kind.startswith("training") and s.student_source == "hub": return s.train_processes or s.plan_devices
+    if kind.startswith("training") and kind != "training: t5" and s.student_source == "hub": return s.train_processes or s.plan_devices
     return 1 # students side by side have a core each
 
 def actual(
@@ -269,6 +270,8 @@ def left_out(
     return [text for text, out in (
         ("KnowDist, ICLDist and their two stages (lineage, or MATRIX=full)", not s.lineage),
         ("ablations: without analyses, a type of task, demonstrations, half of the perspectives; hard sampling, over the whole corpus, other a; perplexity, IFD, length and proxies as the measure (ablations, or MATRIX=full)", not s.ablations),
+        ("ablations of two things at once, e.g. hard sampling by perplexity, or of another family than the first (families)", s.ablations),
+        (f"ablations of what this corpus does not have: {', '.join(n for n in SUBSETS if n not in _subsets(s))} (corpus_task_types, corpus_analysis_share, corpus_max_demonstrations)", s.ablations and set(_subsets(s)) != set(SUBSETS)),
         (f"more rates of the data-efficiency curve than {', '.join(f'{r:g}' for r in s.curve_rates)} (curve_rates, or MATRIX=full)", len(s.curve_rates) < _RATES),
         (f"students of the families {', '.join(others)} (families)", bool(others)),
         ("FSA-Distillation (fsa)", s.fsa == "none"),
@@ -281,7 +284,7 @@ def _sample_rows(s, n):
     "Rows of about the planned length, from the embedded texts."
     from compeffdist.grammar import generate
     pool = " ".join(i.text for i in generate(200, "film", s.seed)).split()
-    length, answer = s.plan_instruction_words + _text_words(s), max(1, round(s.plan_answer_tokens/s.plan_tokens_per_word))
+    length, answer = round(s.plan_instruction_words + _text_words(s)*(1 + s.corpus_max_demonstrations/2)), max(1, round(s.plan_answer_tokens/s.plan_tokens_per_word))
     cut = lambda i, k: " ".join(pool[(i*17 + j) % len(pool)] for j in range(k))
     return [dict(id=str(i), prompt=cut(i, length) + "\nOutput:", answer=cut(i + 7, answer)) for i in range(n)]
 
@@ -295,8 +298,17 @@ def _student(s):
     model, tokenizer = load_student(shipped, s.student_dtype)
     return (model if s.student_source == "package" else new_model(family, s.base_vocab, s.base_hidden, s.base_layers, s.base_heads, tokenizer=tokenizer)), tokenizer
 
+def _apart(function, *args):
+    "Call a function in a process of its own that sees one GPU at most, and gives its memory back at its end."
+    import multiprocessing, os
+    from concurrent.futures import ProcessPoolExecutor
+    from compeffdist.workers import _environment
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    with _environment(CUDA_VISIBLE_DEVICES=first), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool: return pool.submit(function, *args).result()
+
+# %% ../nbs/14a_plan.ipynb #7565eb57
 def _student_speed(s, steps):
-    "Tokens a second in training and in scoring, and parameters."
+    "Tokens a second in training and in scoring."
     import torch
     from compeffdist.difficulty import score, scoring_arguments
     from compeffdist.students import finetune
@@ -304,28 +316,45 @@ def _student_speed(s, steps):
     if _stand_in(s.families[0], s): torch.set_num_threads(1) # a worker of a run has one core
     try:
         (model, tokenizer), one = _student(s), s.model_copy(update=dict(train_epochs=1.0))
-        size, rows = sum(p.numel() for p in model.parameters()), _sample_rows(s, steps*s.train_batch*s.train_accumulation)
+        rows = _sample_rows(s, steps*s.train_batch*s.train_accumulation)
         with tempfile.TemporaryDirectory() as folder: model, log = finetune(model, tokenizer, rows, one, Path(folder), s.seed, "calibration: training")
         begin = time.perf_counter()
         read = score(model, tokenizer, rows[:max(1, len(rows)//2)], "rank", **scoring_arguments(s, model), progress=True)
-        return log["tokens_per_second"], sum(a + b for a, b in zip(read["n_tokens"], read["n_prompt_tokens"]))/(time.perf_counter() - begin), size
+        return log["tokens_per_second"], sum(a + b for a, b in zip(read["n_tokens"], read["n_prompt_tokens"]))/(time.perf_counter() - begin)
     finally: torch.set_num_threads(threads)
 
 # %% ../nbs/14a_plan.ipynb #282405fa
+def _teacher_prompts(s, n):
+    "Prompts as a run has them: one enumeration of attributes to four tasks, as in the default profile, each on another text."
+    from compeffdist.corpus import render_prompt
+    from compeffdist.grammar import generate
+    task = dict(name="Tone Polarity", description="What sentiment does the text express? Output one of: negative, neutral, positive.", demonstrations=[])
+    texts = [i.text for i in generate(n, "product", s.seed)]
+    if s.teacher_backend != "embedded": texts = [r["prompt"] for r in _sample_rows(s, n)]
+    return [render_prompt("task", task, t) if i % 5 else enumerate_prompt(t) for i, t in enumerate(texts)]
+
 def _teacher_speed(s, requests):
     "Requests a second, tokens read and tokens written a second; None where an API answers."
     from compeffdist.teacher import Request, load_teacher
-    teacher, rows = load_teacher(s), _sample_rows(s, requests)
     if s.teacher_backend not in ("embedded", "transformers", "vllm"): return None
+    teacher, prompts = load_teacher(s), iter(_teacher_prompts(s, 3*requests)) # none twice: the analyst remembers texts, vLLM beginnings of prompts
     def asked(most):
+        rows = [next(prompts) for _ in range(requests)]
         begin = time.perf_counter()
-        answers = list(teacher.generate([Request(f"calibration/{most}/{r['id']}", r["prompt"], max_tokens=most) for r in rows], list(range(len(rows)))))
+        answers = list(teacher.generate([Request(f"calibration/{i}", p, max_tokens=most) for i, p in enumerate(rows)], list(range(len(rows)))))
         if dead := [a.error for a in answers if a.text is None]: raise UserError(f"The teacher {s.teacher_model!r} failed on {len(dead)} of {len(rows)} prompts: {dead[0]}. Correct teacher_… in settings.ini.")
         return time.perf_counter() - begin, sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)
     asked(1) # loads the model
     reading, read, _ = asked(1)
     both, _, written = asked(64)
-    return len(rows)/both, read/reading, written/max(both - reading, 1e-9)
+    return requests/both, read/reading, written/max(both - reading, 1e-9)
+
+# %% ../nbs/14a_plan.ipynb #610aceb0
+def _shares(s, parameters, devices, **rates):
+    "Tokens a second as shares of what the devices could do; raises `UserError` for more than all of it."
+    out = {f"plan_share_{k}": float(f"{v*parameters*(6 if k == 'train' else 2)/(devices*s.plan_device_tflops*1e12):.3g}") for k, v in rates.items()}
+    if over := next((k for k, v in out.items() if v > 1), None): raise UserError(f"Calibration measured {over} = {out[over]:g}, more than the device can do: plan_device_tflops = {s.plan_device_tflops:g} is too low for it. Set it to the data sheet's dense bf16 rate.")
+    return out
 
 def calibrate(
     settings: Settings, # the active profile
@@ -333,14 +362,14 @@ def calibrate(
     requests: int = 64, # to the teacher
 ) -> dict[str, float]: # plan_ settings, as measured here
     "Measure the plan's speeds on this machine; raises `UserError` for a model that cannot be loaded."
-    s, out, flops = settings, {}, settings.plan_device_tflops*1e12
-    train, read, size = _student_speed(s, steps)
-    shares = lambda n, **rates: {f"plan_share_{k}": float(f"{min(1.0, v*n*(6 if k == 'train' else 2)/flops):.3g}") for k, v in rates.items()}
+    import torch
+    s, out = settings, {}
+    train, read = _apart(_student_speed, s, steps) if torch.cuda.is_available() else _student_speed(s, steps)
     if _stand_in(s.families[0], s): out |= dict(plan_train_speed=round(train), plan_read_speed=round(read))
-    else: out |= shares(size, train=train, read=read)
+    else: out |= _shares(s, _size(s.families[0], s), 1, train=train, read=read)
     if (speed := _teacher_speed(s, requests)) is None: return out
     if s.teacher_backend == "embedded": return out | dict(plan_embedded_speed=round(speed[0]))
-    return out | shares(_size("teacher", s), read=speed[1], write=speed[2])
+    return out | _shares(s, _size("teacher", s), s.teacher_tensor_parallel if s.teacher_backend == "vllm" else 1, read=speed[1], write=speed[2])
 
 # %% ../nbs/14a_plan.ipynb #178735ae
 def main(

@@ -124,10 +124,16 @@ class Kernels:
 # %% ../nbs/14_replicate.ipynb #34d14af8
 def _tidy(out, root):
     "Drop clock times and this machine's folders from an executed notebook, which is committed and read by others."
+    if not out.is_file(): return
+    folder = re.compile(re.escape(str(root)) + r"(?![\w.-])")
+    def shorten(x): return folder.sub(".", x) if isinstance(x, str) else [shorten(v) for v in x] if isinstance(x, list) else x
     made = json.loads(out.read_text(encoding="utf-8"))
-    for cell in made["cells"]: cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k not in ("execution", "papermill")}
+    for cell in made["cells"]:
+        cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k not in ("execution", "papermill")}
+        for o in cell.get("outputs", []):
+            for part in (o, o.get("data", {})): part.update({k: shorten(v) for k, v in part.items() if k in ("text", "traceback", "evalue") or k.startswith("text/")})
     made["metadata"]["papermill"] = dict(parameters=made["metadata"]["papermill"]["parameters"])
-    out.write_text((json.dumps(made, indent=1, ensure_ascii=False) + "\n").replace(str(root), "."), encoding="utf-8")
+    out.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 def run_notebook(
     path: Path, # the notebook
@@ -144,10 +150,10 @@ def run_notebook(
     try:
         with (kernels or Kernels()).lend(path) as kernel:
             papermill.execute_notebook(str(path), str(out), parameters=dict(parameters), cwd=str(path.parent), progress_bar=False, log_output=True, coalesce_streams=True, kernel_name="python3", km=kernel, start_timeout=300)
-        _tidy(out, project_root())
     except PapermillExecutionError as e:
         if e.ename == "UserError": raise UserError(f"{path.stem}, cell {e.exec_count}: {e.evalue}") from None
         raise RuntimeError(f"{path.stem}, cell {e.exec_count}: {e.ename}: {e.evalue}\nThe executed notebook with the whole trace: {out}") from None
+    finally: _tidy(out, project_root())
     return time.perf_counter() - begin
 
 # %% ../nbs/14_replicate.ipynb #05b5165c

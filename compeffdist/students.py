@@ -100,6 +100,12 @@ def _divided(settings, processes):
     return batch // rest, accumulation // shared
 
 # %% ../nbs/10_students.ipynb #ca343574
+def _check_quantization(settings):
+    "Refuse what cannot be trained in 4 bits, before anything is loaded."
+    if settings.train_quantization == "none": return
+    if not settings.train_lora_r: raise UserError(f"train_quantization = {settings.train_quantization} holds the student in 4 bits, which cannot be trained themselves. Set train_lora_r = 16 (adapters beside them), or train_quantization = none.")
+    if settings.train_fsdp: raise UserError(f"train_quantization = {settings.train_quantization} with train_fsdp = true is not supported: the 4-bit weights are whole on every GPU. Set one of them to none or false.")
+
 def training_arguments(
     settings: Settings, # the train_… values
     folder: Path, # for checkpoints
@@ -108,7 +114,8 @@ def training_arguments(
     processes: int = 1, # that share a batch
     bf16: bool|None = None, # None: where it pays
 ): # trl.SFTConfig
-    "The schedule (PAPER section E) as trl's configuration; raises `UserError` if the batch cannot be divided among the processes."
+    "The schedule (PAPER section E) as trl's configuration; raises `UserError` if the batch cannot be divided among the processes, or quantization does not go with the rest."
+    _check_quantization(settings)
     import torch
     from trl import SFTConfig
     s, cuda = settings, torch.cuda.is_available()
@@ -274,7 +281,6 @@ def finetune(
     import torch
     from datasets import Dataset
     from transformers import set_seed
-    _check_quantization(settings)
     encoded, counts = encode_rows(rows, tokenizer, settings.train_max_length, settings.train_chat_template)
     if not encoded: raise UserError(f"None of {counts['rows_in']} training rows fits into train_max_length = {settings.train_max_length} tokens. Raise it in settings.ini.")
     own = next((k for k in ("train_length_power", "train_lm_weight") if getattr(settings, k)), None)
@@ -376,12 +382,6 @@ def sample_file(
     return "corpus.parquet" if sample_stage.startswith("corpus") else "sample.parquet"
 
 # %% ../nbs/10_students.ipynb #7f6375f1
-def _check_quantization(settings):
-    "Refuse what cannot be trained in 4 bits, before anything is loaded."
-    if settings.train_quantization == "none": return
-    if not settings.train_lora_r: raise UserError(f"train_quantization = {settings.train_quantization} holds the student in 4 bits, which cannot be trained themselves. Set train_lora_r = 16 (adapters beside them), or train_quantization = none.")
-    if settings.train_fsdp: raise UserError(f"train_quantization = {settings.train_quantization} with train_fsdp = true is not supported: the 4-bit weights are whole on every GPU. Set one of them to none or false.")
-
 def _trained(settings, source, sample_stage, out, work, seed, name):
     "Load and train, each process of a group with its share of the rows; the first saves. The log."
     rows = Store(settings).rows(sample_stage, sample_file(sample_stage)).select_columns(["id", "prompt", "answer"]).to_list()

@@ -2,14 +2,14 @@
 import pandas as pd
 import pytest
 from compeffdist import ablations, base, texts
-from compeffdist.ablations import ablation_rows, ablation_stages, other_scores_stage, subset
+from compeffdist.ablations import ablation_rows, ablation_stages, subset
 from compeffdist.sampling import keep_probability, row_draws
-from compeffdist.settings import UserError, load_settings
+from compeffdist.settings import UserError, load_settings, project_root
 from compeffdist.store import Store, write_rows
 from compeffdist.systems import SUBSETS, System, ablations as ablation_systems, systems
 
 TYPES = ["analysis", "closed classification", "open classification", "extraction", "scoring", "structured output"]
-ROWS = [dict(id=f"r{i}", instruction_id=f"i{i % 12}", perspective=i % 6, kind="analysis" if i % 6 == 0 else "task", task_type=TYPES[i % 6], text_id=str(i), nearby=False, demonstrations=i % 2 if i % 6 else 0,
+ROWS = [dict(id=f"r{i}", instruction_id=f"i{i % 12}", perspective=i // 6 % 6, kind="analysis" if i % 6 == 0 else "task", task_type=TYPES[i % 6], text_id=str(i), nearby=False, demonstrations=i % 2 if i % 6 else 0,
     prompt=f"p{i}", answer="a") for i in range(600)]
 CORPUS = pd.DataFrame(ROWS)
 
@@ -34,20 +34,28 @@ class Shelf:
 
 DIFFICULTY = pd.DataFrame(dict(id=CORPUS["id"], rank_score=[(i * 7 % 600) / 600 for i in range(600)], n_tokens=[1 + i % 9 for i in range(600)]))
 OTHER = pd.DataFrame(dict(id=CORPUS["id"][::-1], perplexity=[float(i) for i in range(600)], ifd=[float(i * 11 % 600) for i in range(600)]))
-SHELF = Shelf(corpus=CORPUS, difficulty=DIFFICULTY, scores_ifd=OTHER, scores_qwen3=pd.DataFrame(dict(id=CORPUS["id"], rank_score=[(i * 13 % 600) / 600 for i in range(600)])))
+HUMAN = CORPUS.assign(id="h" + CORPUS["id"], kind="analysis", task_type="analysis")
+SHELF = Shelf(corpus=CORPUS, difficulty=DIFFICULTY, corpus_knowdist=HUMAN, scores_ifd=OTHER, scores_qwen3=pd.DataFrame(dict(id=CORPUS["id"], rank_score=[(i * 13 % 600) / 600 for i in range(600)])))
 SETTINGS = load_settings("tiny", sampling_rate=0.3, ablation_rate=0.3, sampling_a=1.0, sampling_by="instruction")
 
 def obvious(system):
     "The definition, one row at a time."
     seed, by = SETTINGS.sampling_seed + system.draw, (system.by or SETTINGS.sampling_by) == "instruction"
-    part = [r for r, k in zip(ROWS, subset(CORPUS, system.subset, SETTINGS.seed) if system.subset else [True] * 600) if k]
-    draw = dict(zip([r["id"] for r in ROWS], row_draws([r["id"] for r in ROWS], seed)))
-    if system.method == "random": return {r["id"] for r in part if draw[r["id"]] < min(1, system.rate * 600 / len(part))}
+    rows = HUMAN.to_dict("records") if system.subset == "human-written" else ROWS
+    draw = {r["id"]: u for r, u in zip(rows, row_draws([r["id"] for r in rows], seed))}
+    if system.method == "random":
+        part, kept = [r for r, k in zip(rows, subset(pd.DataFrame(rows), system.subset, SETTINGS.seed) if system.subset else [True] * 600) if k], set()
+        kinds = {r["kind"] for r in part}
+        for kind in kinds:
+            own = [r["id"] for r in part if r["kind"] == kind]
+            wanted = 0.3 * (600 if len(kinds) == 1 else sum(r["kind"] == kind for r in rows))
+            kept |= {i for i in own if draw[i] < wanted / len(own)}
+        return kept
     table = DIFFICULTY.set_index("id").join(OTHER.set_index("id")).join(SHELF.tables["scores_qwen3"].set_index("id").rank_score.rename("proxy"))
     value = table[dict(rank="rank_score", length="n_tokens").get(system.measure, system.measure if system.measure in ("perplexity", "ifd") else "proxy")]
-    tie, kept = dict(zip([r["id"] for r in ROWS], row_draws([r["id"] for r in ROWS], seed, "tie"))), set()
-    for g in {r["instruction_id"] for r in part} if by else [None]:
-        own = sorted((r["id"] for r in part if g in (None, r["instruction_id"])), key=lambda i: (value[i], tie[i]))
+    tie, kept = dict(zip(draw, row_draws(list(draw), seed, "tie"))), set()
+    for g in {r["instruction_id"] for r in rows} if by else [None]:
+        own = sorted((r["id"] for r in rows if g in (None, r["instruction_id"])), key=lambda i: (value[i], tie[i]))
         if system.method == "hard": kept |= set(own[len(own) - round(system.rate * len(own)):])
         else: kept |= {i for k, i in enumerate(own) if draw[i] < keep_probability((k + 0.5) / len(own), 1.0 if system.a is None else system.a, system.rate)}
     return kept
@@ -55,13 +63,32 @@ def obvious(system):
 @pytest.mark.parametrize("system", [s for s in ablation_systems(SETTINGS, "llama") if s.name != "proxy-gemma3-30"], ids=lambda s: s.name)
 def test_rows_are_those_of_the_definition(system):
     got = ablation_rows(SETTINGS, SHELF, system)
-    assert set(got["id"]) == obvious(system) and 100 < len(got) < 260 and got["id"].tolist() == [r["id"] for r in ROWS if r["id"] in set(got["id"])]
+    assert set(got["id"]) == obvious(system) and 140 < len(got) < 220
+    assert got["id"].tolist() == sorted(got["id"], key=lambda i: int(i.lstrip("hr")))
 
-def test_a_subset_and_its_control_share_the_rows_they_can():
-    made = {s.name: set(ablation_rows(SETTINGS, SHELF, s)["id"]) for s in [System("llama", "random-30", "random", 0.3), *ablation_systems(SETTINGS, "llama")] if s.method == "random"}
-    for s in ablation_systems(SETTINGS, "llama"):
-        if s.subset: assert made["random-30"] & set(CORPUS["id"][subset(CORPUS, s.subset, SETTINGS.seed)]) <= made[s.name]
-        if s.draw: assert made[s.name] != made["random-30"]
+def test_analyses_and_tasks_keep_their_numbers():
+    for name in ("no-demonstrations", "no-extraction", "half-perspectives"):
+        got = ablation_rows(SETTINGS, SHELF, System("llama", name, "random", 0.3, subset=name)).kind.value_counts()
+        assert got["analysis"] == pytest.approx(30, abs=15) and got["task"] == pytest.approx(150, abs=36), name # three standard deviations
+
+def test_samples_share_their_controls_rows_and_leave_out_what_has_no_score(tmp_path):
+    from compeffdist.sampling import sampling_stage
+    s = SETTINGS.model_copy(update=dict(outputs=str(tmp_path)))
+    store, holes = Store(s), DIFFICULTY.assign(rank_score=[None if i % 10 == 0 else v for i, v in enumerate(DIFFICULTY.rank_score)], n_tokens=[0 if i % 10 == 0 else n for i, n in enumerate(DIFFICULTY.n_tokens)])
+    for stage, file, table in (("corpus", "corpus.parquet", CORPUS), ("difficulty", "scores.parquet", holes), ("scores-ifd", "scores.parquet", OTHER), ("scores-qwen3", "scores.parquet", SHELF.tables["scores_qwen3"]), ("corpus-knowdist", "corpus.parquet", HUMAN)):
+        store.stage(stage, lambda out, work: write_rows(out/file, table) or {})
+    sampling_stage(s, store, "random-30", 0.3, "random")
+    control = set(store.rows("sample-random-30", "sample.parquet")["id"])
+    for system in ablation_systems(s, "llama"):
+        if system.name == "proxy-gemma3-30": continue
+        rows = ablation_rows(s, store, system)
+        if system.subset != "human-written": assert not {f"r{i}" for i in range(0, 600, 10)} & set(rows["id"]), system.name
+        if system.subset and system.subset != "human-written": assert control & set(CORPUS["id"][subset(CORPUS, system.subset, s.seed)]) <= set(rows["id"]), system.name
+        if system.draw: assert set(rows["id"]) != control
+
+def test_proxies_that_would_share_a_name_are_refused():
+    with pytest.raises(UserError, match="'package:qwen3' and 'qwen3/'"): ablation_systems(load_settings("tiny", difficulty_proxies="package:qwen3, qwen3/"), "llama")
+    assert [s.name for s in ablation_systems(load_settings("tiny", difficulty_proxies="/m/a/checkpoint, /m/b/checkpoint"), "llama")][-2:] == ["proxy-m-a-checkpoint-30", "proxy-m-b-checkpoint-30"]
 
 def test_nothing_left_is_an_error():
     bare = Shelf(corpus=CORPUS[CORPUS.kind == "analysis"], difficulty=DIFFICULTY)
@@ -92,11 +119,30 @@ def test_a_whole_small_run(tmp_path, monkeypatch):
     from compeffdist.difficulty import difficulty_stage
     difficulty_stage(s, store)
     done = {r.name: r for r in ablation_stages(s, store)}
-    wanted = ablation_systems(s, "llama")
-    assert {"scores-ifd", "scores-qwen3"} <= set(done) and {x.model_stage for x in wanted} | {x.evaluation_stage for x in wanted} | {x.sample_stage for x in wanted} <= set(done)
+    wanted = [x for x in systems(s) if x.part != "main" or x.name in ("random-30", "difficulty-30")]
+    assert {"scores-ifd", "scores-qwen3", "corpus-knowdist"} <= set(done) and {x.model_stage for x in wanted} | {x.evaluation_stage for x in wanted} | {x.sample_stage for x in wanted} <= set(done)
     other, own = store.rows("scores-ifd", "scores.parquet").to_pandas(), store.rows("difficulty", "scores.parquet").to_pandas()
     assert other.perplexity.notna().all() and (other.perplexity > 1).all() and set(other["id"]) == set(own["id"])
     assert (store.rows("scores-qwen3", "scores.parquet").to_pandas().rank_score != own.rank_score).any()
     assert done["sample-no-extraction-30"].counts["rows_out"] == store.rows("sample-no-extraction-30", "sample.parquet").num_rows and "extraction" not in store.rows("sample-no-extraction-30", "sample.parquet")["task_type"]
+    assert {r["instruction_id"].split("/")[0] for r in store.rows("sample-human-written-30", "sample.parquet")} == {"knowdist"}
     assert all(r.cached for r in ablation_stages(s, store))
     assert ablation_stages(load_settings("tiny", outputs=str(tmp_path/"other")), store) == []
+    shown(s, store, tmp_path, monkeypatch)
+
+def shown(s, store, tmp_path, monkeypatch):
+    "Notebook 27 on what the small run left."
+    import papermill
+    for key in ("outputs", "families", "difficulty_proxies", "bootstrap_samples"): monkeypatch.setenv(f"COMPEFFDIST_{key.upper()}", ", ".join(v) if isinstance(v := getattr(s, key), list) else str(v))
+    papermill.execute_notebook(str(project_root()/"nbs/27_ablations.ipynb"), str(tmp_path/"27.ipynb"), parameters=dict(profile="tiny", ablations=True, ablation_rate=0.3), cwd=str(project_root()/"nbs"), progress_bar=False)
+    table = pd.read_csv(store.tables/"tab-ablations.csv").set_index(["part", "system"])
+    assert set(table.index.get_level_values(0)) == {"construction", "sampling", "measure"} and len(table) == len([x for x in systems(s) if x.part in ("construction", "sampling", "measure")]) + 3
+    scores = store.rows("evaluation-llama-no-extraction-30", "scores.parquet").to_pandas().groupby("task").score.mean().mean() * 100
+    control = store.rows("evaluation-llama-random-30", "scores.parquet").to_pandas().groupby("task").score.mean().mean() * 100
+    row = table.loc["construction", "no-extraction-30"]
+    assert row.average == pytest.approx(scores, abs=1e-3) and row.difference == pytest.approx(scores - control, abs=1e-3)
+    once = table.reset_index().drop_duplicates("system").set_index("system").average
+    draws = [[once[f"{c}-30"], once[f"{c}-draw2-30"], once[f"{c}-draw3-30"]] for c in ("random", "difficulty")]
+    spread = (sum(pd.Series(d).var() for d in draws) / 2) ** 0.5
+    assert row.half == pytest.approx(2.776 * (2 * spread**2 + ((row.high - row.low) / 3.92) ** 2) ** 0.5, rel=1e-2)
+    assert (store.figures/"fig-ablations.png").is_file() and table.loc["construction", "random-30"][["low", "half"]].isna().all()

@@ -326,16 +326,17 @@ def load_student(
     folder: Path, # a checkpoint
     dtype: str = "float32", # precision of the weights
     quantization: str = "none", # none | nf4: linear layers but the output in 4 bits, for training adapters
+    attention: str = "sdpa", # implementation, as transformers names it
 ) -> tuple[Any, Any]: # model, tokenizer
-    "Load a student and its tokenizer; raises `UserError` if the folder is not a checkpoint, or 4 bits are not to be had."
+    "Load a student and its tokenizer; raises `UserError` if the folder is not a checkpoint, or what it is to be loaded with is not installed."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-    extra = {}
+    extra = dict(attn_implementation=attention)
     if quantization == "nf4":
-        extra = dict(quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=getattr(torch, dtype)))
+        extra |= dict(quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=getattr(torch, dtype)))
         if torch.cuda.is_available(): extra["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
     try: return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **extra), AutoTokenizer.from_pretrained(folder)
-    except ImportError as e: raise UserError(f"train_quantization = nf4 needs bitsandbytes: {str(e).splitlines()[0]} Install it (pip install 'compeffdist[train]'), or set train_quantization = none.") from e
+    except ImportError as e: raise UserError(f"A student cannot be loaded with student_attention_… = {attention} and train_quantization = {quantization}: {str(e).splitlines()[0]} Install what is missing (pip install 'compeffdist[train]' has bitsandbytes; flash_attention_2 needs flash-attn and a GPU), or set sdpa and none.") from e
     except (OSError, ValueError) as e: raise UserError(f"{folder} cannot be loaded as a student: {str(e).splitlines()[0]} Delete it and run the same command again.") from e
 
 def _prepared(model, settings):
@@ -382,10 +383,10 @@ def sample_file(
     return "corpus.parquet" if sample_stage.startswith("corpus") else "sample.parquet"
 
 # %% ../nbs/10_students.ipynb #7f6375f1
-def _trained(settings, source, sample_stage, out, work, seed, name):
+def _trained(settings, source, sample_stage, out, work, seed, name, attention):
     "Load and train, each process of a group with its share of the rows; the first saves. The log."
     rows = Store(settings).rows(sample_stage, sample_file(sample_stage)).select_columns(["id", "prompt", "answer"]).to_list()
-    model, tokenizer = load_student(source, settings.student_dtype, settings.train_quantization)
+    model, tokenizer = load_student(source, settings.student_dtype, settings.train_quantization, attention)
     model, log = finetune(model, tokenizer, rows, settings, work, seed, name)
     if os.environ.get("RANK", "0") == "0": model.save_pretrained(out); tokenizer.save_pretrained(out)
     return log
@@ -400,9 +401,10 @@ def student_stage(
 ) -> StageResult: # folder with model, tokenizer and log.json
     "Distil one student (PAPER section E)."
     base = base_stage(settings, store, family)
-    params = {k: getattr(settings, k) for k in TRAIN_KEYS} | dict(family=family, bf16=settings.train_precision == "bf16" and bf16_pays())
+    attention = getattr(settings, f"student_attention_{family}")
+    params = {k: getattr(settings, k) for k in TRAIN_KEYS} | dict(family=family, attention=attention, bf16=settings.train_precision == "bf16" and bf16_pays())
     def build(out, work):
-        call = settings, store.path(start) if start else base.path, sample_stage, out, work, derive_seed(settings.seed, "student", family), f"student-{family}-{system}"
+        call = settings, store.path(start) if start else base.path, sample_stage, out, work, derive_seed(settings.seed, "student", family), f"student-{family}-{system}", attention
         log = run_group(train_processes(settings), "students", "_trained", call)
         speed = log.pop("tokens_per_second")
         write_json(out/"log.json", dict(profile=settings.profile, family=family, system=system, sample=sample_stage, **log))

@@ -247,7 +247,7 @@ def test_4_bits_without_adapters_or_in_shards_are_refused(tok, tmp_path):
 def test_missing_bitsandbytes_is_named(stored, monkeypatch):
     import transformers.quantizers.quantizer_bnb_4bit as module
     monkeypatch.setattr(module.Bnb4BitHfQuantizer, "validate_environment", lambda self, *a, **k: (_ for _ in ()).throw(ImportError("bitsandbytes is not here")))
-    with pytest.raises(UserError, match="needs bitsandbytes: bitsandbytes is not here.*compeffdist\\[train\\]"): students.load_student(stored, "float32", "nf4")
+    with pytest.raises(UserError, match="train_quantization = nf4: bitsandbytes is not here.*compeffdist\\[train\\]"): students.load_student(stored, "float32", "nf4")
 
 def test_an_interrupted_run_ends_with_the_same_weights(tok, tmp_path, monkeypatch):
     import torch
@@ -313,10 +313,34 @@ def test_the_papers_schedule():
 def test_the_effective_batch_is_the_papers_on_any_number_of_gpus():
     for n in (1, 2, 4, 8, 16): assert (a := students.training_arguments(load_settings("paper", train_fsdp=False), Path("unused"), bf16=True, processes=n)).per_device_train_batch_size * a.gradient_accumulation_steps * n == 128
 
-def test_packing_runs(tok, tmp_path):
-    _, log = students.finetune(model(tok), tok, ROWS, settings(train_packing=True, train_length_power=0, train_epochs=1), tmp_path)
-    assert log["steps"] >= 1
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", list(base.FAMILIES))
+def test_packed_texts_do_not_see_each_other(family, attention, tmp_path):
+    import torch
+    from datasets import Dataset
+    tok = base.train_tokenizer([r["prompt"] + " " + r["answer"] for r in ROWS] * 5, family, 360)
+    m, s = model(tok, family), settings(train_packing=True, train_max_length=200, train_batch=2)
+    m.set_attn_implementation(attention)
+    encoded, _ = students.encode_rows(ROWS, tok, 200)
+    trainer = students._trainer_class(2, 0, 0)(model=m, args=students.training_arguments(s, tmp_path, len(encoded), 1), train_dataset=Dataset.from_list(encoded), processing_class=tok)
+    batch = next(iter(trainer.get_train_dataloader()))
+    starts = [i for i, p in enumerate(batch["position_ids"][0].tolist()) if p == 0]
+    total = count = 0
+    with torch.no_grad():
+        joined = m(**{k: v for k, v in batch.items() if k != "labels"}).logits
+        for begin, end in zip(starts, [*starts[1:], joined.shape[1]]):
+            alone, labels = m(input_ids=batch["input_ids"][:, begin:end]).logits, batch["labels"][0, begin + 1:end]
+            torch.testing.assert_close(joined[:, begin:end], alone, atol=1e-5, rtol=1e-4)
+            total += torch.nn.functional.cross_entropy(alone[0, :-1], labels, reduction="sum").item(); count += (labels != -100).sum()
+        assert len(starts) > 8 and trainer.compute_loss(m, dict(batch), num_items_in_batch=count).item() == pytest.approx(total / count.item(), abs=1e-4)
+
+def test_packing_does_not_go_with_weighed_rows(tok, tmp_path):
     with pytest.raises(UserError, match="train_packing = true joins rows"): students.finetune(model(tok), tok, ROWS, settings(train_packing=True, train_length_power=1), tmp_path)
+
+def test_attention_is_the_familys_setting_and_what_is_missing_is_named(stored):
+    with pytest.raises(UserError, match="student_attention_gemma3 = 'flash'.*sdpa"): load_settings("tiny", student_attention_gemma3="flash")
+    assert students.load_student(stored, attention="eager")[0].config._attn_implementation == "eager"
+    with pytest.raises(UserError, match="student_attention_… = flash_attention_2.*flash-attn"): students.load_student(stored, attention="flash_attention_2")
 
 def test_student_stage_makes_a_checkpoint_with_its_log(tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM

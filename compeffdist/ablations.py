@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['subset', 'other_scores_stage', 'ablation_rows', 'ablation_sample_stage', 'ablation_stages']
 
-# %% ../nbs/12b_ablations.ipynb #734e7c9d
+# %% ../nbs/12b_ablations.ipynb #c27345ff
 import random
 from typing import Any
 from .base import students_folder
@@ -15,7 +15,7 @@ from .settings import Settings, UserError
 from .store import StageResult, Store, content_hash, derive_seed, write_rows
 from .systems import ABLATIONS, SUBSETS, System, proxy_name, systems
 
-# %% ../nbs/12b_ablations.ipynb #225194aa
+# %% ../nbs/12b_ablations.ipynb #e128270c
 def subset(
     corpus: Any, # DataFrame of corpus.parquet
     name: str, # one of `SUBSETS`
@@ -31,16 +31,17 @@ def subset(
         return corpus.perspective.isin(random.Random(derive_seed(seed, name)).sample(known, (len(known) + 1) // 2))
     return ~corpus.task_type.str.contains(name.removeprefix("no-"))
 
-# %% ../nbs/12b_ablations.ipynb #637b8bad
+# %% ../nbs/12b_ablations.ipynb #6a4c128d
 def _chances(table, stays, rate):
-    "With which probability each row that stays is drawn, so that each kind has `rate` of its rows in the whole corpus."
+    "With which probability each row that stays is drawn, so that each kind has `rate` of its rows in the whole corpus; raises `UserError` if there are too few."
     left = table[stays]
     if left.empty: return left["kind"].astype(float)
     wanted, have = rate * table.groupby("kind").size(), left.groupby("kind").size()
     wanted = wanted[have.index] * (wanted.sum() / wanted[have.index].sum())
-    return left["kind"].map(wanted / have).clip(upper=1.0)
+    if (short := (wanted / have).max()) > 1: raise UserError(f"ablation_rate = {rate:g} needs more rows than are left without the part in question ({len(left)} of {len(table)}, by kind {have.to_dict()}). Set it to {int(1000 * rate / short) / 1000:g} or less.")
+    return left["kind"].map(wanted / have)
 
-# %% ../nbs/12b_ablations.ipynb #23cc68a7
+# %% ../nbs/12b_ablations.ipynb #51d9158b
 def other_scores_stage(
     settings: Settings, # difficulty_…
     store: Store, # corpus, base student
@@ -65,7 +66,7 @@ def other_scores_stage(
 
 def _scores(measure): return "scores-" + proxy_name(measure)
 
-# %% ../nbs/12b_ablations.ipynb #46eebe9a
+# %% ../nbs/12b_ablations.ipynb #3611c2ad
 _COLUMNS = dict(rank="rank_score", length="n_tokens", perplexity="perplexity", ifd="ifd")
 
 def _stages(system):
@@ -98,7 +99,7 @@ def ablation_rows(
     if not len(chosen): raise UserError(f"The ablation {system.name!r} keeps none of {len(table)} rows. Raise ablation_rate, or use a larger corpus (corpus_size).")
     return chosen
 
-# %% ../nbs/12b_ablations.ipynb #4dcb139e
+# %% ../nbs/12b_ablations.ipynb #527906d5
 def ablation_sample_stage(
     settings: Settings, # the active profile
     store: Store, # corpus, difficulty, other scores

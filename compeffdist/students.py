@@ -100,12 +100,6 @@ def _divided(settings, processes):
     return batch // rest, accumulation // shared
 
 # %% ../nbs/10_students.ipynb #ca343574
-def _check_quantization(settings):
-    "Refuse what cannot be trained in 4 bits, before anything is loaded."
-    if settings.train_quantization == "none": return
-    if not settings.train_lora_r: raise UserError(f"train_quantization = {settings.train_quantization} holds the student in 4 bits, which cannot be trained themselves. Set train_lora_r = 16 (adapters beside them), or train_quantization = none.")
-    if settings.train_fsdp: raise UserError(f"train_quantization = {settings.train_quantization} with train_fsdp = true is not supported: the 4-bit weights are whole on every GPU. Set one of them to none or false.")
-
 def training_arguments(
     settings: Settings, # the train_… values
     folder: Path, # for checkpoints
@@ -114,8 +108,7 @@ def training_arguments(
     processes: int = 1, # that share a batch
     bf16: bool|None = None, # None: where it pays
 ): # trl.SFTConfig
-    "The schedule (PAPER section E) as trl's configuration; raises `UserError` if the batch cannot be divided among the processes, or quantization does not go with the rest."
-    _check_quantization(settings)
+    "The schedule (PAPER section E) as trl's configuration; raises `UserError` if the batch cannot be divided among the processes."
     import torch
     from trl import SFTConfig
     s, cuda = settings, torch.cuda.is_available()
@@ -254,6 +247,8 @@ def _trainer_class(batch, power, lm_weight):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             self.remove_callback(PrinterCallback)
+            if getattr(self.model, "is_loaded_in_4bit", False): # trl makes the adapters bf16, and a resumed run would have them in fp32
+                for p in self.model.parameters(): p.data = p.data.float() if p.requires_grad else p.data
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             if not power and not lm_weight: return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             with self.accelerator.autocast(): loss = self.share * weighted_loss(model, inputs, power, lm_weight) # accelerate puts autocast into model.forward, which is not called here
@@ -368,7 +363,7 @@ def _finished(trainer, settings):
         model.generation_config = generation
         if settings.train_lora_r: model = get_peft_model(model, _lora(settings))
         model.load_state_dict(state)
-    if settings.train_quantization != "none": return _merged(model, settings)
+    if settings.train_quantization != "none": return _merged(model, settings) if trainer.is_world_process_zero() else model
     return model.merge_and_unload() if settings.train_lora_r else model
 
 # %% ../nbs/10_students.ipynb #11398475

@@ -40,7 +40,7 @@ class System:
 
 # %% ../nbs/09a_systems.ipynb #2e631247
 SUBSETS = {"no-analyses": "without analyses", "no-classification": "without closed and open classification", "no-extraction": "without extraction", "no-scoring": "without scoring", "no-structured": "without structured output",
-    "no-demonstrations": "without rows that show demonstrations", "half-perspectives": "from half of the perspectives", "human-written": "from KnowDist's human-written instructions only"}
+    "no-demonstrations": "without rows that show demonstrations", "half-perspectives": "from half of the perspectives", "human-written": "human-written instructions only (KnowDist: analyses)"}
 ABLATIONS, MEASURES = ("construction", "sampling", "measure"), ("perplexity", "ifd", "length")
 
 def proxy_name(

@@ -49,6 +49,7 @@ def obvious(system):
         for kind in kinds:
             own = [r["id"] for r in part if r["kind"] == kind]
             wanted = 0.3 * (600 if len(kinds) == 1 else sum(r["kind"] == kind for r in rows))
+            assert wanted <= len(own)
             kept |= {i for i in own if draw[i] < wanted / len(own)}
         return kept
     table = DIFFICULTY.set_index("id").join(OTHER.set_index("id")).join(SHELF.tables["scores_qwen3"].set_index("id").rank_score.rename("proxy"))
@@ -89,6 +90,12 @@ def test_samples_share_their_controls_rows_and_leave_out_what_has_no_score(tmp_p
 def test_proxies_that_would_share_a_name_are_refused():
     with pytest.raises(UserError, match="'package:qwen3' and 'qwen3/'"): ablation_systems(load_settings("tiny", difficulty_proxies="package:qwen3, qwen3/"), "llama")
     assert [s.name for s in ablation_systems(load_settings("tiny", difficulty_proxies="/m/a/checkpoint, /m/b/checkpoint"), "llama")][-2:] == ["proxy-m-a-checkpoint-30", "proxy-m-b-checkpoint-30"]
+
+def test_too_few_rows_name_the_rate_that_works():
+    many = load_settings("tiny", ablation_rate=0.6)
+    with pytest.raises(UserError, match=r"ablation_rate = 0.6 needs more rows .* Set it to 0\.(\d+) or less") as e: ablation_rows(many, SHELF, System("llama", "x", "random", 0.6, subset="no-demonstrations"))
+    rate = float(str(e.value).split("Set it to ")[1].split()[0])
+    assert len(ablation_rows(many, SHELF, System("llama", "x", "random", rate, subset="no-demonstrations")))
 
 def test_nothing_left_is_an_error():
     bare = Shelf(corpus=CORPUS[CORPUS.kind == "analysis"], difficulty=DIFFICULTY)
@@ -139,10 +146,9 @@ def shown(s, store, tmp_path, monkeypatch):
     assert set(table.index.get_level_values(0)) == {"construction", "sampling", "measure"} and len(table) == len([x for x in systems(s) if x.part in ("construction", "sampling", "measure")]) + 3
     scores = store.rows("evaluation-llama-no-extraction-30", "scores.parquet").to_pandas().groupby("task").score.mean().mean() * 100
     control = store.rows("evaluation-llama-random-30", "scores.parquet").to_pandas().groupby("task").score.mean().mean() * 100
-    row = table.loc["construction", "no-extraction-30"]
-    assert row.average == pytest.approx(scores, abs=1e-3) and row.difference == pytest.approx(scores - control, abs=1e-3)
     once = table.reset_index().drop_duplicates("system").set_index("system").average
     draws = [[once[f"{c}-30"], once[f"{c}-draw2-30"], once[f"{c}-draw3-30"]] for c in ("random", "difficulty")]
-    spread = (sum(pd.Series(d).var() for d in draws) / 2) ** 0.5
-    assert row.half == pytest.approx(2.776 * (2 * spread**2 + ((row.high - row.low) / 3.92) ** 2) ** 0.5, rel=1e-2)
-    assert (store.figures/"fig-ablations.png").is_file() and table.loc["construction", "random-30"][["low", "half"]].isna().all()
+    spread, row = (sum(pd.Series(d).var() for d in draws) / 2) ** 0.5, table.loc["construction", "no-extraction-30"]
+    assert row.average == pytest.approx(scores, abs=1e-3) and row.difference == pytest.approx(scores - sum(draws[0]) / 3, abs=1e-3) and draws[0][0] == pytest.approx(control, abs=1e-3)
+    assert table.half.tolist() == pytest.approx([2.776 * spread * (4 / 3) ** 0.5] * len(table), rel=1e-2, abs=1e-3) and table.control.sum() == 3 + 2 + 2
+    assert (store.figures/"fig-ablations.png").is_file()

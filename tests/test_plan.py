@@ -132,7 +132,7 @@ def test_calibration_of_a_checkpoint_gives_shares(tmp_path):
     from compeffdist.base import students_folder
     from compeffdist.plan import calibrate
     shutil.copytree(students_folder()/"qwen3", where := tmp_path/"tiny-2m")
-    s = load_settings("gpu", student_model_qwen3=str(where), student_dtype="float32", teacher_backend="transformers", teacher_model=str(where), teacher_dtype="float32", plan_device_tflops=200, plan_text_words=30,
+    s = load_settings("gpu", student_model_qwen3=str(where), student_dtype="float32", teacher_backend="transformers", teacher_model=str(where), teacher_dtype="float32", plan_device_tflops=200, plan_text_words=30, plan_answer_tokens=8,
         train_batch=2, train_accumulation=2, train_max_length=256, train_packing=False)
     got = calibrate(s, steps=2, requests=3)
     assert set(got) == {"plan_share_train", "plan_share_read", "plan_share_write"} and all(0 < v < 0.1 for v in got.values())
@@ -171,6 +171,10 @@ def test_what_the_t5_leaves_and_takes():
     s = load_settings("paper")
     assert _devices("training: t5", s) == 1 and _devices("training: llama", s) == 8
     assert disk(next(l for l in student_lines(s) if l["who"] == "t5"), s) == pytest.approx(2*220e6*4/1e9)
+
+def test_knowdists_corpus_is_planned_where_it_is_asked_for():
+    stages = lambda **kw: {l["stage"] for l in teacher_lines(load_settings("tiny", **kw))}
+    assert stages(ablations=True) - stages() == {"corpus: knowdist"} and stages(lineage=True) - stages() == {"corpus: knowdist", "corpus: icldist"}
 
 def test_a_proxy_from_the_hub_is_planned_at_its_size():
     s = load_settings("tiny", ablations=True, difficulty_proxies="Qwen/Qwen3-0.6B, package:qwen3")

@@ -3,7 +3,7 @@ import json, shutil, subprocess, sys
 from pathlib import Path
 import nbformat as nbf
 import pytest
-from compeffdist.replicate import Kernels, check_parameters, git_commit, main, notebooks, replicate, run_notebook, warm_modules
+from compeffdist.replicate import Kernels, _tidy, check_parameters, git_commit, main, notebooks, replicate, run_notebook, warm_modules
 from compeffdist.settings import UserError, project_root
 
 ROOT = project_root(Path(__file__))
@@ -62,6 +62,10 @@ def test_an_executed_notebook_names_no_folder_and_no_hour(project):
     made = nbf.reads(text, 4)
     assert "./nbs" in made.cells[-1].outputs[0].text and str(project) not in text and "execution" not in made.cells[-1].metadata and made.metadata.papermill == dict(parameters=dict(profile="tiny"))
     nbf.validate(made)
+    notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "from pathlib import Path\nraise OSError(Path.cwd())")
+    assert main([]) == 1 and str(project) not in (project/"outputs/tiny/notebooks/00_a.ipynb").read_text(encoding="utf-8")
+    (project/"half.ipynb").write_text('{"cells": [', encoding="utf-8")
+    _tidy(project/"half.ipynb", project) # a file that was not finished does not hide what stopped the run
 
 def test_manifest_and_index_tell_what_was_run(project):
     code = "from compeffdist.settings import load_settings\nfrom compeffdist.store import Store, write_rows\nfrom compeffdist.figures import save_table\nimport pandas as pd\ns = Store(load_settings(profile))\ns.stage('one', lambda out, work: write_rows(out/'x.parquet', [dict(a=1)]) or dict(rows_out=1))\nsave_table(s, 'tab-x', pd.DataFrame(dict(a=[1])), 'One.')"

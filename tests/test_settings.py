@@ -60,3 +60,8 @@ def test_importing_is_light(module):
 
 def test_without_demonstrations_one_seed_is_asked():
     assert load_settings("tiny", shots=0, eval_seeds=[7, 8]).asked_seeds == [7] and load_settings("tiny", shots=1, eval_seeds=[7, 8]).asked_seeds == [7, 8]
+
+@pytest.mark.parametrize("profile, over, words", [("tiny", dict(), "Set train_lora_r = 16"), ("paper", dict(train_lora_r=16), "train_fsdp = true is not supported")])
+def test_4_bits_without_adapters_or_in_shards_are_refused_at_once(profile, over, words):
+    with pytest.raises(UserError, match=words): load_settings(profile, train_quantization="nf4", **over)
+    assert load_settings(profile, train_quantization="nf4", train_lora_r=16, train_fsdp=False).train_quantization == "nf4"

@@ -240,9 +240,23 @@ def test_merged_adapters_are_those_that_were_trained(tok, stored, tmp_path, monk
     want = students.load_student(stored)[0].state_dict()[f"{first}.weight"] + 16 / 4 * b.float() @ a.float()
     torch.testing.assert_close(m.state_dict()[f"{first}.weight"], want)
 
-def test_4_bits_without_adapters_or_in_shards_are_refused(tok, tmp_path):
-    for over, words in ((dict(), "Set train_lora_r = 16"), (dict(train_lora_r=4, train_fsdp=True), "train_fsdp = true is not supported")):
-        with pytest.raises(UserError, match=words): students.finetune(None, tok, ROWS, settings(train_quantization="nf4", **over), tmp_path)
+def test_adapters_are_trained_in_fp32_and_an_interrupted_run_ends_with_the_same(tok, stored, tmp_path, monkeypatch):
+    import torch
+    from transformers import TrainerCallback
+    def run(folder):
+        (m, t), s = quantized(stored, train_save_steps=5)
+        return students.finetune(m, t, ROWS, s, folder, seed=3)[0]
+    seen, merge = set(), students._merged
+    monkeypatch.setattr(students, "_merged", lambda m, s: seen.update(p.dtype for n, p in m.named_parameters() if "lora" in n) or merge(m, s))
+    whole = run(tmp_path/"whole")
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **kw):
+            if state.global_step == 13: raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(students, "_progress", lambda name: Kill())
+        with pytest.raises(KeyboardInterrupt): run(tmp_path/"cut")
+    resumed = run(tmp_path/"cut")
+    assert seen == {torch.float32} and all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
 
 def test_missing_bitsandbytes_is_named(stored, monkeypatch):
     import transformers.quantizers.quantizer_bnb_4bit as module

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['one_line', 'block', 'build_prompt', 'Item', 'pick_items', 'build_items', 'budget', 'encode', 'fit_prompts',
-           'token_batches', 'shared_head', 'last_logits', 'label_paths', 'collisions', 'choose_labels', 'stop_tokens',
-           'decode_batch', 'decode_tokens', 'decode', 'Answer', 'Student', 'TeacherStudent', 'item_row', 'summary',
-           'evaluate', 'evaluation_stage', 'evaluate_systems']
+           'token_batches', 'shared_head', 'last_logits', 'label_paths', 'collisions', 'choose_labels',
+           'answer_logprobs', 'choose_whole_labels', 'stop_tokens', 'decode_batch', 'decode_tokens', 'decode', 'Answer',
+           'Student', 'TeacherStudent', 'item_row', 'summary', 'evaluate', 'evaluation_stage', 'evaluate_systems']
 
 # %% ../nbs/11a_evaluate.ipynb #56043d6f
 import json, random
@@ -16,6 +16,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from .settings import Settings, UserError, load_settings
 from .store import ResponseRecord, StageResult, Store, derive_seed, read_json, text_hash, write_json, write_rows
@@ -224,6 +225,36 @@ def choose_labels(
         depth += 1
     return [chosen[i] for i in range(len(ids))]
 
+# %% ../nbs/11a_evaluate.ipynb #849d01a5
+def answer_logprobs(
+    model: Any, # a transformers causal language model
+    ids: Sequence[Sequence[int]], # prompts
+    answers: Sequence[Sequence[int]], # token ids of an answer to each
+    batch_tokens: int = 16384, # padded tokens in a batch
+) -> list[list[float]]: # for each answer the log-probability of each of its tokens
+    "How probable answers are after their prompts, by one forward pass each."
+    import torch
+    rows, out, head = [list(i) + list(a) for i, a in zip(ids, answers, strict=True)], [[] for _ in ids], model.get_output_embeddings()
+    with torch.inference_mode():
+        for batch in token_batches([len(r) for r in rows], batch_tokens):
+            padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(rows[i]) for i in batch], batch_first=True).to(model.device)
+            hidden = model.get_decoder()(input_ids=padded, use_cache=False).last_hidden_state
+            for k, i in enumerate(batch):
+                at = slice(len(ids[i]) - 1, len(rows[i]) - 1)
+                out[i] = head(hidden[k, at]).float().log_softmax(-1).gather(1, padded[k, at.start + 1:at.stop + 1, None])[:, 0].tolist()
+    return out
+
+def choose_whole_labels(
+    model: Any, # a transformers causal language model
+    ids: Sequence[Sequence[int]], # prompts
+    paths: dict[str, list[int]], # from `label_paths`
+    batch_tokens: int = 16384, # padded tokens in a batch
+) -> list[str]: # one label a prompt
+    "The label with the highest log-probability of all its tokens."
+    labels = list(paths)
+    sums = [sum(p) for p in answer_logprobs(model, [i for i in ids for _ in labels], [paths[l] for _ in ids for l in labels], batch_tokens)]
+    return [labels[max(range(len(labels)), key=lambda j: sums[k + j])] for k in range(0, len(sums), len(labels))]
+
 # %% ../nbs/11a_evaluate.ipynb #c69401a2
 def stop_tokens(
     tokenizer: Any, # the model's
@@ -357,7 +388,8 @@ class Student:
         "Labels by one forward pass, arrays by greedy decoding."
         s, task = self.settings, items[0].task
         items, ids = fit_prompts(items, self.tokenizer, s, self.context)
-        if task.labels: texts = choose_labels(self.model, ids, label_paths(task, self.tokenizer, s.eval_chat_template), s.eval_batch_tokens)
+        choose = choose_whole_labels if s.eval_label_rule == "whole label" else choose_labels
+        if task.labels: texts = choose(self.model, ids, label_paths(task, self.tokenizer, s.eval_chat_template), s.eval_batch_tokens)
         else: texts = decode(self.model, self.tokenizer, ids, [budget(task, s)]*len(ids), s.eval_batch_tokens, s.eval_chat_template)
         return [_array_answer(i, t) for i, t in zip(items, texts)]
 
@@ -428,7 +460,7 @@ def evaluate(
     seeds: Sequence[int]|None = None, # of the demonstrations; None = the settings'
     limit: int|None = None, # test items per task, 0 = all; None = the settings'
     *,
-    folder: "str|Path", # a benchmark in the official layout
+    folder: "str|Path|None" = None, # a benchmark in the official layout; None: the embedded one, of the settings' size
     settings: Settings|None = None, # the tiny profile's if None
     record: ResponseRecord|None = None, # needed for a teacher
 ): # datasets.Dataset, one row for each item and seed
@@ -437,7 +469,10 @@ def evaluate(
     s = settings or load_settings("tiny")
     either = lambda given, default: default if given is None else given
     s = s.model_copy(update=dict(shots=either(shots, s.shots)))
-    items = build_items(folder, tasks, s.shots, either(seeds, s.asked_seeds), either(limit, s.eval_limit), s.max_words, s.seed)
+    with TemporaryDirectory() as made:
+        from compeffdist.texts import write_benchmark
+        if folder is None: write_benchmark(Path(made), s.benchmark_train, s.benchmark_test, s.seed)
+        items = build_items(folder or made, tasks, s.shots, either(seeds, s.asked_seeds), either(limit, s.eval_limit), s.max_words, s.seed)
     answerer = _answerer(model_or_teacher, s, record)
     return Dataset.from_list([item_row(a, s.eval_rules) for part in _by_task(items) for a in answerer.answer(part)])
 
@@ -449,7 +484,7 @@ def _by_task(items):
 
 # %% ../nbs/11a_evaluate.ipynb #3fd82ed3
 _KEYS = ("seed", "shots", "shots_reduce", "eval_seeds", "eval_limit", "max_words", "eval_batch_tokens", "eval_max_new_tokens", "eval_max_new_tokens_opener",
-    "eval_rules", "eval_chat_template", "eval_context", "student_dtype")
+    "eval_rules", "eval_label_rule", "eval_chat_template", "eval_context", "student_dtype")
 
 def _stage_items(settings, store):
     "The profile's questions."

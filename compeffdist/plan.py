@@ -275,9 +275,10 @@ def left_out(
         (f"ablations of what this corpus does not have: {', '.join(n for n in SUBSETS if n not in _subsets(s))} (corpus_task_types, corpus_analysis_share, corpus_max_demonstrations)", s.ablations and set(_subsets(s)) != set(SUBSETS)),
         (f"more rates of the data-efficiency curve than {', '.join(f'{r:g}' for r in s.curve_rates)} (curve_rates, or MATRIX=full)", len(s.curve_rates) < _RATES),
         (f"students of the families {', '.join(others)} (families)", bool(others)),
+        (f"parts of the corpus and the lineage for the students of {', '.join(s.families[1:])}: only the first family has them (families)", len(s.families) > 1),
         ("FSA-Distillation (fsa)", s.fsa == "none"),
         ("several training runs a system (seed)", True),
-        ("another construction: clustering method, number of perspectives, share of analyses (cluster_method, cluster_preference_percentile, corpus_analysis_share); notebook 22 compares the clusterings", True),
+        ("another construction: clustering method, number of perspectives, share of analyses (cluster_method, cluster_preference_percentile, corpus_analysis_share); benchmarks/bench_clustering.py compares the clusterings", True),
         ("other teachers (teacher_model)", True)) if out]
 
 # %% ../nbs/14a_plan.ipynb #1fee2fbf

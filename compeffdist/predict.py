@@ -7,12 +7,12 @@ __all__ = ['Label', 'Tuples', 'Reply', 'label_probabilities', 'Analyzer', 'TaskA
            'model_card', 'export_student']
 
 # %% ../nbs/11b_predict.ipynb #c69557b7
-import shutil
+import math, shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from .evaluate import Student, budget, build_prompt, decode, decode_tokens, encode, label_paths, last_logits, one_line
+from .evaluate import Student, budget, build_prompt, answer_logprobs, decode_tokens, encode, label_paths, last_logits, one_line, stop_tokens
 from .sentibench import Task, first_array, get_task, parse_array
 from .settings import Settings, UserError, load_settings
 from .store import read_json, read_rows
@@ -33,6 +33,7 @@ class Tuples:
     text: str
     items: tuple[dict[str, str], ...]                 # every field a string; "NULL" where nothing in the text says it
     valid: bool                                       # False: the answer was no array of the fields asked for
+    score: float                                      # geometric mean of the probabilities of the answer's tokens
     raw: str = field(default="", repr=False)
     cut: bool = field(default=False, repr=False)
 
@@ -42,6 +43,7 @@ class Reply:
     text: str
     answer: str
     complete: bool                                    # False: the model had not ended its answer at the token limit
+    score: float                                      # as in `Tuples`
     cut: bool = field(default=False, repr=False)
 
 # %% ../nbs/11b_predict.ipynb #aa75fb7d
@@ -86,6 +88,11 @@ class Analyzer(Student):
         prompts = [build_prompt(task, r, (), self.settings.max_words) for r in records]
         return self._fit(encode(self.tokenizer, prompts, self.settings.eval_chat_template), budget(task, self.settings))
 
+    def _written(self, ids, limit, stop):
+        "Greedy answers, and how probable each of them is by token."
+        made = decode_tokens(self.model, ids, [limit]*len(ids), stop, self.settings.eval_batch_tokens)
+        return made, [math.exp(sum(p)/len(p)) for p in answer_logprobs(self.model, ids, made, self.settings.eval_batch_tokens)]
+
     def _cut(self, text): return one_line(text, self.settings.max_words) != one_line(text)
 
     def _fit(self, ids, limit):
@@ -120,8 +127,9 @@ class TaskAnalyzer(Analyzer):
         task = get_task(task)
         if task.labels: raise UserError(f"{task.name} has labels, it extracts nothing. Use .classify({task.name!r}, texts).")
         ids, s = self._ids(task, texts), self.settings
-        raws = decode(self.model, self.tokenizer, ids, [budget(task, s)]*len(ids), s.eval_batch_tokens, s.eval_chat_template)
-        return [Tuples(t, *_read_tuples(task, raw), raw, self._cut(t)) for t, raw in zip(texts, raws)]
+        made, scores = self._written(ids, budget(task, s), stop_tokens(self.tokenizer, s.eval_chat_template))
+        raws = self.tokenizer.batch_decode(made, skip_special_tokens=True) if made else []
+        return [Tuples(t, *_read_tuples(task, raw), score, raw, self._cut(t)) for t, raw, score in zip(texts, raws, scores)]
 
 # %% ../nbs/11b_predict.ipynb #e2d69c4a
 class SentimentAnalyzer(TaskAnalyzer):
@@ -148,8 +156,8 @@ class SentimentAnalyzer(TaskAnalyzer):
         prompts = [render_prompt("analysis", instruction, t, max_words=self.settings.max_words) for t in texts]
         ids = self._fit(encode(self.tokenizer, prompts, self.settings.eval_chat_template), max_new_tokens) if texts else []
         end = self.tokenizer.eos_token_id
-        made = decode_tokens(self.model, ids, [max_new_tokens]*len(ids), [end], self.settings.eval_batch_tokens)
-        return [Reply(t, self.tokenizer.decode(k, skip_special_tokens=True).strip(), k[-1] == end, self._cut(t)) for t, k in zip(texts, made)]
+        made, scores = self._written(ids, max_new_tokens, [end])
+        return [Reply(t, self.tokenizer.decode(k, skip_special_tokens=True).strip(), k[-1] == end, score, self._cut(t)) for t, k, score in zip(texts, made, scores)]
 
     def polarity(self, texts: Sequence[str], neutral: bool = True) -> list[Label]: return self.classify("twitter" if neutral else "sst2", texts)
     def emotions(self, texts: Sequence[str]) -> list[Label]: return self.classify("tweeteval", texts)

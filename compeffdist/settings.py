@@ -201,6 +201,7 @@ class EvaluationSettings(BaseModel):
     eval_max_new_tokens: Positive = 150
     eval_max_new_tokens_opener: Positive = 300
     eval_rules: Literal["official", "strict"] = "official"
+    eval_label_rule: Literal["first token", "whole label"] = "first token"
     eval_chat_template: bool = False
     eval_context: Positive = 8192
     curve_rates: Shares = [0.1, 0.25, 0.5, 1.0]

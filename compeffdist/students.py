@@ -378,7 +378,7 @@ def sample_file(
     return "corpus.parquet" if sample_stage.startswith("corpus") else "sample.parquet"
 
 # %% ../nbs/10_students.ipynb #7f6375f1
-def _trained(settings, source, sample_stage, out, work, seed, name, attention):
+def _trained(settings, source, sample_stage, out, work, seed, name, attention="sdpa"):
     "Load and train, each process of a group with its share of the rows; the first saves. The log."
     rows = Store(settings).rows(sample_stage, sample_file(sample_stage)).select_columns(["id", "prompt", "answer"]).to_list()
     model, tokenizer = load_student(source, settings.student_dtype, settings.train_quantization, attention)

@@ -67,3 +67,9 @@ def test_no_stage_lost_rows_silently():
     for stage in ("attributes", "corpus"):
         counts = MANIFEST["stages"][stage]["counts"]
         assert counts["rows_out"] > 0 and counts.get("dead", 0) == dead.get(stage, 0), (stage, counts, dead)
+
+def test_every_distilled_student_lies_ready_with_its_card():
+    from compeffdist.predict import SentimentAnalyzer
+    for family in SETTINGS.families:
+        folder = STORE.root/"students"/f"{family}-distilled"
+        assert "## Scores" in (folder/"README.md").read_text(encoding="utf-8") and SentimentAnalyzer.from_pretrained(folder).polarity(["I love this place."])[0].score > 0

@@ -120,6 +120,22 @@ def test_labels_equal_the_published_way(model, tokenizer, folder):
         assert choose_labels(model, ids, paths, 700) == choose_labels(model, ids, paths, 1) == slow
 
 
+def test_log_probabilities_and_whole_labels_equal_one_row_at_a_time(model, tokenizer, folder):
+    import torch
+    from compeffdist.evaluate import answer_logprobs, choose_whole_labels
+    items = build_items(folder, ["twitter"], 1, [42], 6)
+    ids, paths = encode(tokenizer, [i.prompt for i in items]), label_paths(TASKS["twitter"], tokenizer)
+    def alone(row, path):
+        with torch.inference_mode(): logp = model(input_ids=torch.tensor([list(row) + path])).logits[0].log_softmax(-1)
+        return [logp[len(row) - 1 + k, t].item() for k, t in enumerate(path)]
+    want = [{l: alone(row, p) for l, p in paths.items()} for row in ids]
+    for batch_tokens in (64, 4096):
+        for l, p in paths.items():
+            for got, w in zip(answer_logprobs(model, ids, [p] * len(ids), batch_tokens), want): assert got == pytest.approx(w[l], abs=1e-4)
+        assert choose_whole_labels(model, ids, paths, batch_tokens) == [max(w, key=lambda l: sum(w[l])) for w in want]
+    student = Student(model, tokenizer, load_settings("tiny", eval_label_rule="whole label"))
+    assert [a.text for a in student.answer(items)] == [max(w, key=lambda l: sum(w[l])) for w in want]
+
 def test_last_logits_equal_a_plain_forward(model, tokenizer):
     import torch
     rng = random.Random(3)
@@ -268,6 +284,14 @@ class Parrot:
             line = r.prompt.split("\n\n")[1].splitlines()[-1]
             yield Response(r.id, "Sure. " + line.split(": ", 1)[1])
 
+
+def test_without_a_folder_the_embedded_benchmark_is_asked(tokenizer, tmp_path):
+    from compeffdist.texts import write_benchmark
+    from compeffdist.base import new_model
+    s, pair = load_settings("tiny", benchmark_train=8, benchmark_test=5), (new_model("llama", len(tokenizer), 32, 1, 2, tokenizer=tokenizer), tokenizer)
+    write_benchmark(tmp_path, 8, 5, s.seed)
+    ask = lambda folder: evaluate(pair, ["sst2", "twitter"], 1, [42], 3, folder=folder, settings=s).to_list()
+    assert ask(None) == ask(tmp_path) and len(ask(None)) == 6
 
 def test_a_teacher_gets_the_same_prompts_and_is_asked_once(folder, tmp_path):
     record = ResponseRecord(tmp_path/"r.sqlite")

@@ -73,6 +73,19 @@ def test_a_free_answer_says_whether_it_is_complete(analyzer, monkeypatch):
     assert any("another" in r.answer for r in got) or all(len(p) % 2 for p in prompts)
     with pytest.raises(UserError, match="Text 1 with its instruction"): analyzer.ask("Why?", ["fine", "word " * 1200])
 
+def test_scores_are_the_mean_probability_of_what_was_written(analyzer):
+    import math, torch
+    got = analyzer.ask("How?", TEXTS, max_new_tokens=50)
+    for r in (*got, *analyzer.aspects(TEXTS)): assert 0 < r.score <= 1
+    ids = analyzer.tokenizer(render_prompt("analysis", "How?", TEXTS[0], max_words=analyzer.settings.max_words)).input_ids
+    with torch.inference_mode():
+        logp, total = [], list(ids)
+        for _ in range(50):
+            p = analyzer.model(input_ids=torch.tensor([total])).logits[0, -1].log_softmax(-1)
+            logp.append(p.max().item()); total.append(int(p.argmax()))
+            if total[-1] == analyzer.tokenizer.eos_token_id: break
+    assert got[0].score == pytest.approx(math.exp(sum(logp) / len(logp)), rel=1e-3)
+
 def test_refusals(analyzer, tmp_path):
     with pytest.raises(UserError, match=r"Write \[text\]"): analyzer.polarity("one string")
     with pytest.raises(UserError, match="Text 1 is NoneType"): analyzer.polarity(["fine", None])

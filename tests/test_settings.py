@@ -65,3 +65,6 @@ def test_without_demonstrations_one_seed_is_asked():
 def test_4_bits_without_adapters_or_in_shards_are_refused_at_once(profile, over, words):
     with pytest.raises(UserError, match=words): load_settings(profile, train_quantization="nf4", **over)
     assert load_settings(profile, train_quantization="nf4", train_lora_r=16, train_fsdp=False).train_quantization == "nf4"
+
+def test_a_long_training_keeps_checkpoints():
+    for profile in ("mini", "gpu", "paper"): assert load_settings(profile).train_save_steps

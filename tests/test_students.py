@@ -165,7 +165,7 @@ def sharded(rank, port, folder, tok, over):
 def test_a_student_trained_in_shards_equals_one_trained_whole(tok, tmp_path, lora):
     import socket, torch
     from safetensors.torch import load_file
-    over = dict(train_epochs=2, train_batch=4, train_lr=1e-3, train_lora_r=lora)
+    over = dict(train_epochs=2, train_batch=4, train_lr=1e-3, train_lora_r=lora, train_save_steps=5)
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
     torch.multiprocessing.start_processes(sharded, args=(port, tmp_path, tok, over), nprocs=2, start_method="spawn")
     whole, log = students.finetune(model(tok), tok, ROWS, settings(**over), tmp_path/"one", seed=3)

@@ -227,7 +227,7 @@ def check_prose(
     return wrong
 
 # %% ../nbs/13b_claims.ipynb #682814ae
-QUOTED = ("tab-main", "tab-ratio", "tab-claims", "tab-selection") # tables that the README may quote
+QUOTED = ("tab-main", "tab-ratio", "tab-claims", "tab-selection", "tab-data-efficiency", "tab-ablations") # tables that the README may quote
 
 def unbacked(
     readme: str, # the README's text

@@ -86,10 +86,10 @@ def _t5_lines(s, text):
 _T5 = {"t5-small": 60e6, "t5-base": 220e6, "t5-large": 770e6} # the T5 paper's rounded sizes; the names state none
 
 def parameters(
-    name: str, # a model's name, e.g. Qwen/Qwen3-0.6B
+    name: str, # a model's name, e.g. Qwen/Qwen3-0.6B, perhaps with @<revision>
 ) -> float|None: # number of parameters; None if the name does not tell
     "Size of a model as its name states it."
-    if (short := name.split("/")[-1].lower()) in _T5: return _T5[short]
+    if (short := name.partition("@")[0].split("/")[-1].lower()) in _T5: return _T5[short]
     found = re.findall(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", short)
     return float(found[-1][0])*dict(b=1e9, m=1e6)[found[-1][1]] if found else None
 
@@ -332,8 +332,8 @@ def _teacher_prompts(s, n):
     from compeffdist.corpus import render_prompt
     from compeffdist.grammar import generate
     task = dict(name="Tone Polarity", description="What sentiment does the text express? Output one of: negative, neutral, positive.", demonstrations=[])
-    texts = [i.text for i in generate(n, "product", s.seed)]
     if s.teacher_backend != "embedded": return [enumerate_prompt(r["prompt"]) for r in _sample_rows(s, n)]
+    texts = [i.text for i in generate(n, "product", s.seed)]
     return [render_prompt("task", task, t) if i % 5 else enumerate_prompt(t) for i, t in enumerate(texts)]
 
 def _teacher_speed(s, requests):

@@ -51,8 +51,8 @@ def proxy_name(
 
 def _subsets(s):
     "Those that leave out something that the profile's corpus has."
-    types = {"no-classification": "classification", "no-extraction": "extraction", "no-scoring": "scoring", "no-structured": "structured"}
-    has = lambda name: not s.corpus_task_types or any(types[name] in t for t in s.corpus_task_types)
+    types = ("no-classification", "no-extraction", "no-scoring", "no-structured")
+    has = lambda name: not s.corpus_task_types or any(name.removeprefix("no-") in t for t in s.corpus_task_types)
     gone = {"no-analyses": not s.corpus_analysis_share, "no-demonstrations": not s.corpus_max_demonstrations}
     return [name for name in SUBSETS if not gone.get(name) and (name not in types or has(name))]
 

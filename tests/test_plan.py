@@ -65,7 +65,7 @@ def test_hours_of_a_gpu_are_operations_over_speed():
     assert hours(dict(stage="training: llama", who="llama", tokens_in=10**9), s) == pytest.approx(6*3e9*1e9/(0.5*100e12)/3600)
     assert memory(dict(stage="training: llama", who="llama"), s) == 48 and memory(dict(stage="training: llama", who="llama"), load_settings("paper", train_lora_r=8)) == 6
 
-@pytest.mark.parametrize("name, size", [("Qwen/Qwen3-0.6B", 0.6e9), ("google/gemma-3-4b-it", 4e9), ("a/pythia-160m", 160e6), ("meta-llama/Llama-3.2-3B-Instruct", 3e9), ("gpt-4o", None), ("x/bert-base", None)])
+@pytest.mark.parametrize("name, size", [("Qwen/Qwen3-0.6B", 0.6e9), ("google/gemma-3-4b-it", 4e9), ("Qwen/Qwen3-0.6B@0c12b9ff7b", 0.6e9), ("a/pythia-160m", 160e6), ("meta-llama/Llama-3.2-3B-Instruct", 3e9), ("gpt-4o", None), ("x/bert-base", None)])
 def test_sizes_are_read_from_names(name, size): assert parameters(name) == size
 
 def test_a_model_whose_name_hides_its_size_is_refused(capsys, monkeypatch):

@@ -168,6 +168,7 @@ def test_a_student_trained_in_shards_equals_one_trained_whole(tok, tmp_path, lor
     over = dict(train_epochs=2, train_batch=4, train_lr=1e-3, train_lora_r=lora, train_save_steps=5)
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
     torch.multiprocessing.start_processes(sharded, args=(port, tmp_path, tok, over), nprocs=2, start_method="spawn")
+    assert students._checkpoint(tmp_path/"work")
     whole, log = students.finetune(model(tok), tok, ROWS, settings(**over), tmp_path/"one", seed=3)
     whole.save_pretrained(tmp_path/"whole")
     for x, y in zip(log["curve"], json.loads((tmp_path/"log.json").read_text())["curve"]): assert (x["loss"], x["grad_norm"]) == pytest.approx((y["loss"], y["grad_norm"]), rel=1e-3)

@@ -1,6 +1,7 @@
 # make help lists the targets. Nothing but Python 3.11 and make is needed.
 PROFILE    ?= tiny
 SENTIBENCH ?=
+FSA        ?=
 ONLY       ?=
 LOCK       ?= cpu
 PYTHON     ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +14,7 @@ TORCH_FROM := $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--extra-index-url ht
 endif
 # Two profiles can be run on other data without editing settings.ini.
 export COMPEFFDIST_ROOT := $(CURDIR)
-# MATRIX=full adds what a small machine needs a night for: the lineage's systems, the ablations and the whole curve of rates.
+# MATRIX=full adds what a small machine needs a night for: the earlier systems on as many rows as CompEffDist, the ablations and the whole curve of rates.
 ifeq ($(MATRIX),full)
 export COMPEFFDIST_LINEAGE := true
 export COMPEFFDIST_ABLATIONS := true
@@ -22,12 +23,15 @@ endif
 ifneq ($(SENTIBENCH),)
 export COMPEFFDIST_SENTIBENCH := $(abspath $(SENTIBENCH))
 endif
+ifneq ($(FSA),)
+export COMPEFFDIST_FSA := $(abspath $(FSA))
+endif
 
 .PHONY: help setup plan replicate test lab sync bench lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
-	@echo "  variables: PROFILE=tiny|mini|gpu|paper  SENTIBENCH=<folder>  ONLY='08 20'  LOCK=cpu|cuda  RERUN=1  MATRIX=full  CALIBRATE=1"
+	@echo "  variables: PROFILE=tiny|mini|gpu|paper  SENTIBENCH=<folder>  FSA=<folder>  ONLY='08 20'  LOCK=cpu|cuda  RERUN=1  MATRIX=full  CALIBRATE=1"
 
 setup: $(VENV)/.ready-$(LOCK) ## .venv with every package at its locked version and hash
 

@@ -158,7 +158,7 @@ class Encoded:
 
 def _prompt_ids(tokenizer, prompt, chat_template):
     "Ids of the prompt with the special tokens that stand before an answer."
-    if chat_template: return list(tokenizer.apply_chat_template([dict(role="user", content=prompt)], add_generation_prompt=True, tokenize=True, return_dict=False))
+    if chat_template: return list(tokenizer.apply_chat_template([dict(role="user", content=prompt)], add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False))
     ids = list(tokenizer(prompt)["input_ids"])
     end = tokenizer.eos_token_id
     # some tokenizers close every text with EOS; an answer could not follow it

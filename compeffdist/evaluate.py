@@ -116,7 +116,7 @@ def encode(
 ) -> list[list[int]]: # token ids, unpadded
     "Token ids of prompts; raises `UserError` for a chat template that is not there."
     if chat and not tokenizer.chat_template: raise UserError("eval_chat_template = true, but the model's tokenizer has no chat template. Set eval_chat_template = false, or use an instruction-tuned model.")
-    if chat: prompts = [tokenizer.apply_chat_template([dict(role="user", content=p)], tokenize=False, add_generation_prompt=True) for p in prompts]
+    if chat: prompts = [tokenizer.apply_chat_template([dict(role="user", content=p)], tokenize=False, add_generation_prompt=True, enable_thinking=False) for p in prompts]
     return tokenizer(list(prompts), add_special_tokens=not chat)["input_ids"]
 
 def fit_prompts(
@@ -511,9 +511,11 @@ def evaluation_stage(
     family: str, # llama, qwen3, gemma3; teacher; baseline
     system: str, # the row's name in the tables; "teacher" asks the teacher
     model_stage: str|None = None, # the stage that holds the model; not used for teacher and baselines
+    shots: int|None = None, # demonstrations; the profile's if None
 ) -> StageResult: # items.parquet, scores.parquet
     "Evaluate one system on SentiBench (PAPER section F)."
     from functools import lru_cache
+    if shots is not None: settings = settings.model_copy(update=dict(shots=shots))
     teaching = system == "teacher"
     plain = family == "baseline"
     if not teaching and not plain and not model_stage: raise UserError(f"The system {system!r} has no model stage. Name the stage that holds its checkpoint, e.g. base-{family}.")
@@ -538,9 +540,9 @@ def evaluate_systems(
     store: Store, # its artefacts
 ) -> list[StageResult]: # one per system, in the order of `systems`
     "Evaluate every system of the profile: the teacher here, students side by side if `workers` says so."
-    from compeffdist.systems import systems
+    from compeffdist.systems import ABLATIONS, systems
     from compeffdist.workers import Job, run_jobs
-    everyone = [s for s in systems(settings) if s.part == "main"] # notebooks 12 and 12b evaluate theirs
-    jobs = [Job(f"{s.family} {s.name}", "evaluate", "evaluation_stage", (s.family, s.name, s.model_stage)) for s in everyone if s.name != "teacher"]
+    everyone = [s for s in systems(settings) if s.part not in ABLATIONS] # notebook 12b evaluates those
+    jobs = [Job(f"{s.family} {s.name}", "evaluate", "evaluation_stage", (s.family, s.name, s.model_stage, s.shots)) for s in everyone if s.name != "teacher"]
     students = iter(run_jobs(settings, jobs, "evaluation"))
     return [evaluation_stage(settings, store, s.family, s.name) if s.name == "teacher" else next(students) for s in everyone]

@@ -49,8 +49,9 @@ def teacher_lines(
         _asked("instructions: demonstrations", tasks*s.instructions_demo_calls, words(DEMONSTRATE_PROMPT) + 60 + 4*min(text, 80), 4*text, s.construct_max_tokens, s),
         _asked("corpus", round(s.corpus_size*s.corpus_oversample), s.plan_instruction_words + text*(1 + s.corpus_max_demonstrations/2), s.plan_answer_tokens, s.answer_max_tokens, s)]
     if s.fsa != "none": lines.append(_asked("fsa", 2*s.fsa_corpus, s.plan_instruction_words + text, s.plan_answer_tokens, s.answer_max_tokens, s)) # an analysis and a rewrite of each text
+    rows = round(s.lineage_share*s.corpus_size)
     older = [("knowdist", 0)]*(s.lineage or s.ablations) + [("icldist", 2)]*s.lineage # ICLDist: 0 to 4 demonstrations, 2 on average
-    lines += [_asked(f"corpus: {n}", s.corpus_size, s.plan_instruction_words + text*(1 + k), s.plan_answer_tokens, s.answer_max_tokens, s) for n, k in older]
+    lines += [_asked(f"corpus: {n}", rows, s.plan_instruction_words + text*(1 + k), s.plan_answer_tokens, s.answer_max_tokens, s) for n, k in older]
     return lines + [_asked("evaluation: teacher", items, 40 + text*(1 + s.shots), 12, 150, s)]
 
 # %% ../nbs/14a_plan.ipynb #93705d0e
@@ -60,7 +61,6 @@ def student_lines(
     "Tokens that students read, per kind of work and family."
     s, text, out = settings, _text_words(settings), []
     row = (s.plan_instruction_words + text*(1 + s.corpus_max_demonstrations/2))*s.plan_tokens_per_word + s.plan_answer_tokens
-    items = sum(test_items(s).values())*len(s.asked_seeds)
     scorer = s.families[0] if s.difficulty_model == "student" else s.difficulty_model
     if any(x.method == "soft" for x in systems(s)): out.append(dict(stage="difficulty", who=scorer, runs=1, tokens_in=round(s.corpus_size*row)))
     if s.ablations: out += [dict(stage=f"scores: {n}", who=w, runs=1, tokens_in=round(s.corpus_size*t)) for n, w, t in [("perplexity, IFD", scorer, row + s.plan_answer_tokens)] + [(p, p, row) for p in s.difficulty_proxies]]
@@ -69,7 +69,8 @@ def student_lines(
         mine = [x for x in systems(s) if x.family == f]
         seen = sum(x.rate*s.corpus_size*row*s.train_epochs for x in mine if x.trained)
         out.append(dict(stage=f"training: {f}", who=f, runs=sum(x.trained for x in mine), tokens_in=round(seen)))
-        out.append(dict(stage=f"evaluation: {f}", who=f, runs=len(mine), tokens_in=round(len(mine)*items*(40 + text*(1 + s.shots))*s.plan_tokens_per_word)))
+        asked = lambda k: sum(test_items(s).values())*(len(s.eval_seeds) if k else 1)*(40 + text*(1 + k))
+        out.append(dict(stage=f"evaluation: {f}", who=f, runs=len(mine), tokens_in=round(sum(asked(s.shots if x.shots is None else x.shots) for x in mine)*s.plan_tokens_per_word)))
     return out + _t5_lines(s, text)
 
 FSA_TRAIN = {"atsa/laptop14": 2436, "atsa/rest14": 2432, "acsa/laptop16": 2000, "acsa/rest16": 1600} # records in the real train splits
@@ -270,6 +271,7 @@ def left_out(
     s, others = settings, [f for f in get_args(Family) if f not in settings.families]
     return [text for text, out in (
         ("KnowDist, ICLDist and their two stages (lineage, or MATRIX=full)", not s.lineage),
+        (f"KnowDist and ICLDist on as many rows as CompEffDist: here on {s.lineage_share:.0%} of them (lineage_rate, or MATRIX=full)", s.lineage and s.lineage_share < 1),
         ("ablations: without analyses, a type of task, demonstrations, half of the perspectives; hard sampling, over the whole corpus, other a; perplexity, IFD, length and proxies as the measure (ablations, or MATRIX=full)", not s.ablations),
         ("ablations of two things at once, e.g. hard sampling by perplexity, or of another family than the first (families)", s.ablations),
         (f"ablations of what this corpus does not have: {', '.join(n for n in SUBSETS if n not in _subsets(s))} (corpus_task_types, corpus_analysis_share, corpus_max_demonstrations)", s.ablations and set(_subsets(s)) != set(SUBSETS)),

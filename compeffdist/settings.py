@@ -119,6 +119,7 @@ class InstructionSettings(BaseModel):
     corpus_task_types: TaskTypes = []
     corpus_oversample: Annotated[float, Field(ge=1)] = 1.0
     lineage: bool = False
+    lineage_rate: Annotated[float, Field(gt=0, le=1)] = 1.0 # rows of each older corpus, as a share of corpus_size
     answer_temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     answer_max_tokens: Positive = 512
 
@@ -195,6 +196,7 @@ class EvaluationSettings(BaseModel):
     "SentiBench and the experiments (PAPER section F)."
     shots: Count = 4
     shots_reduce: bool = False
+    base_shots: Annotated[Count|None, BeforeValidator(_none)] = None # base students are asked with so many demonstrations too
     eval_seeds: Numbers = [42, 52, 62]
     eval_limit: Count = 0
     eval_batch_tokens: Positive = 16384
@@ -217,6 +219,7 @@ class FsaSettings(BaseModel):
     fsa: str = "embedded"
     fsa_sets: Annotated[list[Literal["atsa/laptop14", "atsa/rest14", "acsa/laptop16", "acsa/rest16"]], BeforeValidator(_split)] = ["atsa/laptop14", "atsa/rest14", "acsa/laptop16", "acsa/rest16"]
     fsa_model: str = "google-t5/t5-base"
+    fsa_revision: str = "main"
     fsa_hidden: Positive = 64
     fsa_layers: Positive = 2
     fsa_vocab: Positive = 2048
@@ -259,6 +262,10 @@ class Settings(TextSettings, TeacherSettings, InstructionSettings, SelectionSett
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
     profile: str = "tiny"
 
+    @property
+    def lineage_share(self): # an ablation draws from KnowDist's corpus as many rows as from CompEffDist's
+        return 1.0 if self.ablations else self.lineage_rate
+
 # %% ../nbs/00_settings.ipynb #80277add
 def _explain(err, section, values, source):
     "One line for each thing that pydantic refused, in the words of settings.ini."
@@ -289,6 +296,8 @@ def _together(s):
     if s.train_fsdp: raise UserError(f"train_quantization = {s.train_quantization} with train_fsdp = true is not supported: the 4-bit weights are whole on every GPU. Set train_fsdp = false, or train_quantization = none.")
     return s
 
+_REVISIONS = {"teacher_model": "teacher_revision", "embedding_model": "embedding_revision", "difficulty_model": "difficulty_revision", "fsa_model": "fsa_revision"} | {f"student_model_{f}": f"student_revision_{f}" for f in ("llama", "qwen3", "gemma3")}
+
 def load_settings(
     profile: str = "tiny", # a section of settings.ini
     path: Path|None = None, # another settings file; the project's if None
@@ -296,12 +305,14 @@ def load_settings(
 ) -> Settings: # typed, checked, frozen
     "The settings of one profile; raises `UserError` naming key, value and section for anything unknown or impossible."
     path = Path(path) if path else project_root()/"settings.ini"
-    values, source = read_profile(profile, path), {}
+    values, source = (filed := read_profile(profile, path)).copy(), {}
     for name, value in sorted(os.environ.items()):
         if name.startswith("COMPEFFDIST_") and (key := name[12:].lower()) != "root":
             values[key], source[key] = value, f"environment variable {name}"
     for key, value in overrides.items():
         if value is not None: values[key], source[key] = value, "parameter"
     values["profile"] = profile
+    for key in values.keys() & _REVISIONS.keys(): # a revision is one of the model it stands beside
+        if values[key] != filed.get(key) and _REVISIONS[key] not in source: values.pop(_REVISIONS[key], None)
     try: return _together(Settings(**values))
     except ValidationError as e: raise UserError(_explain(e, profile, values, source)) from None

@@ -28,6 +28,7 @@ class System:
     a: float|None = None # the quantile preferred most; the profile's if None
     by: str = ""         # instruction or overall; the profile's if empty
     draw: int = 0        # added to the sampling seed: the same kind of sample, other rows
+    shots: int|None = None # demonstrations it is asked with; the profile's if None
 
     @property
     def trained(self) -> bool: return bool(self.method)
@@ -46,8 +47,8 @@ ABLATIONS, MEASURES = ("construction", "sampling", "measure"), ("perplexity", "i
 def proxy_name(
     proxy: str, # as `difficulty_proxies` names it
 ) -> str: # for names of systems and stages
-    "A proxy's name in letters that a folder may have."
-    return re.sub(r"[^a-z0-9.]+", "-", proxy.lower().removeprefix("package:")).strip("-.")
+    "A proxy's name, without its revision, in letters that a folder may have."
+    return re.sub(r"[^a-z0-9.]+", "-", proxy.partition("@")[0].lower().removeprefix("package:")).strip("-.")
 
 def _subsets(s):
     "Those that leave out something that the profile's corpus has."
@@ -88,7 +89,8 @@ def systems(
     for i, family in enumerate(settings.families):
         rows += [System(family, "base"), System(family, "distilled", "all", 1.0)]
         if i: continue
-        if settings.lineage: rows += [System(family, "knowdist", "knowdist", 1.0, part="lineage"), System(family, "icldist", "icldist", 1.0, part="lineage"), System(family, "two-stage", "icldist", 1.0, "knowdist", part="lineage")]
+        if settings.base_shots not in (None, settings.shots): rows.insert(-1, System(family, f"base-{settings.base_shots}-shot", shots=settings.base_shots))
+        if settings.lineage: rows += [System(family, name, method, settings.lineage_share, start, "lineage") for name, method, start in (("knowdist", "knowdist", ""), ("icldist", "icldist", ""), ("two-stage", "icldist", "knowdist"))]
         rows += [System(family, f"{label}-{100 * rate:g}", method, rate) for rate in rates for label, method in (("difficulty", "soft"), ("random", "random"))]
         if settings.ablations: rows += ablations(settings, family)
     return rows

@@ -21,6 +21,7 @@ class Job:
     module: str      # of the package
     function: str    # a public stage function in it
     args: tuple = () # behind settings and store
+    after: str = ""  # the job that must have ended first
 
     def run(self, settings: Settings) -> StageResult: # in this process
         return getattr(importlib.import_module(f"compeffdist.{self.module}"), self.function)(settings, Store(settings), *self.args)
@@ -96,7 +97,7 @@ def _run(job, settings):
 # %% ../nbs/01b_workers.ipynb #75f58f64
 def run_jobs(
     settings: Settings, # workers: 1 = here, one after the other; 0 = one process a core; n = n processes
-    jobs: Sequence[Job], # that do not depend on each other; the longest first
+    jobs: Sequence[Job], # the longest first; one that waits for another (`after`) behind it
     label: str = "jobs", # shown beside the progress bar
     each: int = 1, # processes that one job takes (`run_group`)
 ) -> list[StageResult]: # in the order of `jobs`
@@ -105,22 +106,29 @@ def run_jobs(
     from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
     from tqdm import tqdm
     if settings.workers == 1: return [job.run(settings) for job in jobs]
+    waiting = list(jobs)
+    def start(): # what waits for nothing that is still to be done
+        open_jobs = {job.name for job in waiting} | {futures[f].name for f in running}
+        ready = [job for job in waiting if job.after not in open_jobs]
+        for job in ready: waiting.remove(job); futures[f := pool.submit(_run, job, settings)] = job; running.add(f)
     spawn = multiprocessing.get_context("spawn")
     with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"), ProcessPoolExecutor(worker_count(settings, len(jobs), each), spawn, _begin, (bars := spawn.SimpleQueue(),)) as pool:
-        futures = {pool.submit(_run, job, settings): job for job in jobs}
-        running, said, shown = set(futures), {}, time.monotonic()
+        futures, running, said, shown = {}, set(), {}, time.monotonic()
+        start()
         with tqdm(total=len(jobs), desc=label, unit="job", mininterval=1) as bar:
             while running: # to the end, also after an error: a worker whose bars nobody reads would stop
                 done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
                 while not bars.empty(): said.update([bars.get()])
                 if any(not f.cancelled() and f.exception() for f in done):
-                    running = {f for f in running if not f.cancel()}
+                    running, waiting = {f for f in running if not f.cancel()}, []
+                start()
                 bar.update(len(done))
                 due = time.monotonic() - shown > 5
                 bar.set_postfix_str("; ".join(f"{job.name} {said[job.name]}" for f, job in futures.items() if f in running and job.name in said), refresh=due)
                 if due: shown = time.monotonic()
         _raise_first(futures, label, settings)
-        return [f.result() for f in futures]
+        made = {job.name: f.result() for f, job in futures.items()}
+        return [made[job.name] for job in jobs]
 
 # %% ../nbs/01b_workers.ipynb #f60e6f0b
 def _group(rank, count, port, threads):

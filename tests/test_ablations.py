@@ -118,7 +118,7 @@ def test_a_whole_small_run(tmp_path, monkeypatch):
         base.build_base(family, [f"{t} {i}" for i, t in enumerate(lines)], shipped/family, steps=1, batch=2, vocab=420, hidden=16, layers=1, heads=2)
         base.seal(shipped/family, family=family)
     monkeypatch.setattr(base, "students_folder", lambda: shipped)
-    s = load_settings("tiny", outputs=str(tmp_path/"out"), ablations=True, ablation_rate=0.3, families="llama", difficulty_proxies="package:qwen3", texts_total=40, benchmark_train=8, benchmark_test=4, train_epochs=1, train_lr=1e-2,
+    s = load_settings("tiny", outputs=str(tmp_path/"out"), ablations=True, lineage=False, ablation_rate=0.3, families="llama", difficulty_proxies="package:qwen3", texts_total=40, benchmark_train=8, benchmark_test=4, train_epochs=1, train_lr=1e-2,
         eval_limit=1, eval_seeds="42", shots=1, shots_reduce=True, eval_max_new_tokens=4, eval_max_new_tokens_opener=4, workers=1)
     store = Store(s)
     texts.benchmark_stage(s, store); texts.texts_stage(s, store)

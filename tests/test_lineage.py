@@ -4,7 +4,8 @@ import pytest
 from compeffdist import base, lineage, texts
 from compeffdist.lineage import ICL_HEADERS, KNOWDIST_PROMPTS, icl_prompts, icldist_rows, knowdist_rows
 from compeffdist.settings import UserError, load_settings
-from compeffdist.store import Store
+from compeffdist.store import Store, read_json
+from compeffdist.students import student_stage
 from compeffdist.systems import systems
 from compeffdist.teacher import load_teacher
 
@@ -37,20 +38,24 @@ def test_demonstrations_are_the_teachers_own_answers(tmp_path):
             assert text in texts_of and (isinstance(json.loads(answer), list) if p["type"] == "extraction" else 0 < len(answer.split()) <= 3)
     with pytest.raises(UserError, match="only 3 user texts"): icldist_rows(TEXTS[:3], 5, s, load_teacher(s), store.record)
 
-def test_both_stages_train_and_stand_in_the_table(tmp_path, monkeypatch):
+def test_both_stages_train_on_their_share_of_rows(tmp_path, monkeypatch):
     shipped = tmp_path/"shipped"
     base.build_base("llama", [f"{t['text']} {t['id']}" for t in TEXTS], shipped/"llama", steps=1, batch=2, vocab=420, hidden=16, layers=1, heads=2)
     base.seal(shipped/"llama", family="llama")
     monkeypatch.setattr(base, "students_folder", lambda: shipped)
-    s = load_settings("tiny", outputs=str(tmp_path/"out"), lineage=True, families="llama", texts_total=40, benchmark_train=8, benchmark_test=4, corpus_size=30, train_epochs=1, train_lr=1e-2,
+    s = load_settings("tiny", outputs=str(tmp_path/"out"), lineage=True, lineage_rate=.5, families="llama", texts_total=40, benchmark_train=8, benchmark_test=4, corpus_size=60, train_epochs=1, train_lr=1e-2,
         eval_limit=1, eval_seeds="42", shots=1, shots_reduce=True, eval_max_new_tokens=4, eval_max_new_tokens_opener=4, workers=1, curve_rates="1.0", sampling_rate=1.0)
     store = Store(s)
     texts.benchmark_stage(s, store); texts.texts_stage(s, store)
-    done = {r.name: r for r in lineage.lineage_systems_stages(s, store)}
-    assert list(done) == ["corpus-knowdist", "corpus-icldist", "student-llama-knowdist", "student-llama-icldist", "student-llama-two-stage", *(f"evaluation-llama-{n}" for n in ("knowdist", "icldist", "two-stage"))]
-    weights = {n: (done[f"student-llama-{n}"].path/"model.safetensors").read_bytes() for n in ("knowdist", "icldist", "two-stage")}
-    assert len(set(weights.values())) == 3
-    assert all(r.cached for r in lineage.lineage_systems_stages(s, store))
-    assert {x.name for x in systems(s)} >= {"knowdist", "icldist", "two-stage"} and not any(x.part == "lineage" for x in systems(load_settings("tiny")))
-    assert lineage.lineage_systems_stages(load_settings("tiny", outputs=str(tmp_path/"other")), store) == []
+    made = lineage.lineage_corpora(s, store)
+    assert [r.name for r in made] == ["corpus-knowdist", "corpus-icldist"] and all(r.counts["wanted"] == 30 and 0 < r.counts["rows_out"] <= 30 for r in made)
+    older = [x for x in systems(s) if x.part == "lineage"]
+    assert [(x.name, x.sample_stage, x.start, x.rate) for x in older] == [("knowdist", "corpus-knowdist", "", .5), ("icldist", "corpus-icldist", "", .5), ("two-stage", "corpus-icldist", "knowdist", .5)]
+    done = {x.name: student_stage(s, store, x.family, x.name, x.sample_stage, x.start and f"student-{x.family}-{x.start}") for x in older}
+    assert len({(r.path/"model.safetensors").read_bytes() for r in done.values()}) == 3
+    assert read_json(done["two-stage"].path/"stage.json")["inputs"].keys() == {"student-llama-knowdist", "corpus-icldist"}
+    assert all(r.cached for r in lineage.lineage_corpora(s, store))
+    assert lineage.lineage_corpus_stage(s.model_copy(update=dict(ablations=True)), store, "knowdist").counts["wanted"] == 60 # an ablation draws from the whole
+    assert not any(x.part == "lineage" for x in systems(load_settings("tiny", lineage=False)))
+    assert lineage.lineage_corpora(load_settings("tiny", outputs=str(tmp_path/"other"), lineage=False), store) == []
     with pytest.raises(UserError, match="knowdist, icldist"): lineage.lineage_corpus_stage(s, store, "knowledge")

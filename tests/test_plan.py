@@ -98,7 +98,7 @@ def test_what_is_left_out_names_settings_that_exist(profile):
 
 def test_what_is_run_is_not_left_out():
     from compeffdist.plan import left_out
-    before, after = left_out(load_settings("mini", lineage=False)), left_out(load_settings("mini", lineage=True, families="llama, qwen3, gemma3", fsa="embedded", curve_rates="0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0"))
+    before, after = left_out(load_settings("mini", lineage=False, fsa="none")), left_out(load_settings("mini", lineage=True, lineage_rate=1, families="llama, qwen3, gemma3", fsa="embedded", curve_rates="0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0"))
     assert len(before) == len(after) + 3 and not any("only the first family" in t for t in before)
 
 def test_actual_hours_are_those_of_all_devices_of_a_stage():
@@ -174,7 +174,7 @@ def test_what_the_t5_leaves_and_takes():
 
 def test_knowdists_corpus_is_planned_where_it_is_asked_for():
     stages = lambda **kw: {l["stage"] for l in teacher_lines(load_settings("tiny", **kw))}
-    assert stages(ablations=True) - stages() == {"corpus: knowdist"} and stages(lineage=True) - stages() == {"corpus: knowdist", "corpus: icldist"}
+    assert stages(ablations=True, lineage=False) - stages(lineage=False) == {"corpus: knowdist"} and stages(lineage=True) - stages(lineage=False) == {"corpus: knowdist", "corpus: icldist"}
 
 def test_a_proxy_from_the_hub_is_planned_at_its_size():
     s = load_settings("tiny", ablations=True, difficulty_proxies="Qwen/Qwen3-0.6B, package:qwen3")
@@ -183,7 +183,7 @@ def test_a_proxy_from_the_hub_is_planned_at_its_size():
 
 def test_built_students_and_the_t5_are_planned():
     stages = lambda p, **kw: {l["stage"]: l for l in student_lines(load_settings(p, **kw))}
-    assert "building: llama" in stages("mini") and "building: llama" not in stages("tiny") and "training: t5" not in stages("mini")
+    assert "building: llama" in stages("mini") and "building: llama" not in stages("tiny") and "training: t5" in stages("mini") and "training: t5" not in stages("mini", fsa="none")
     one, two = stages("paper", fsa_seeds="1")["training: t5"], stages("paper", fsa_seeds="1, 2")["training: t5"]
     assert (one["runs"], two["runs"]) == (9, 17) and one["tokens_in"] < two["tokens_in"] < 2*one["tokens_in"] # pre-training is not repeated
     assert hours(one, load_settings("paper", plan_device_tflops=100, plan_share_train=0.5)) == pytest.approx(6*220e6*one["tokens_in"]/(0.5*100e12)/3600)
@@ -197,8 +197,8 @@ def test_train_splits_are_as_long_as_the_real_ones():
 
 def test_ablations_are_planned_where_they_are_run():
     on, off = ({l["stage"]: l for l in student_lines(load_settings("paper", ablations=v))} for v in (True, False))
-    assert {"scores: perplexity, IFD", "scores: meta-llama/Llama-3.2-1B-Instruct"} <= set(on) - set(off) and on["training: llama"]["runs"] > off["training: llama"]["runs"] + 15
-    assert describe(load_settings("paper", ablations=True)) and describe(load_settings("tiny", ablations=True, lineage=True))
+    assert {"scores: perplexity, IFD", f"scores: {load_settings('paper').difficulty_proxies[0]}"} <= set(on) - set(off) and on["training: llama"]["runs"] > off["training: llama"]["runs"] + 15
+    assert describe(load_settings("paper", ablations=True)) and describe(load_settings("tiny", ablations=True, lineage_rate=1, lineage=True))
 
 @pytest.mark.parametrize("hours, words", [(0, "0 s"), (99/3600, "99 s"), (0.5, "30 min"), (1.5, "90 min"), (2, "2.0 h"), (1234, "1,234.0 h")])
 def test_times_are_said_in_fitting_units(hours, words):

@@ -23,6 +23,37 @@ def test_a_student_trained_in_a_worker_equals_one_trained_on_one_thread(tmp_path
     finally: torch.set_num_threads(threads)
     assert made[0] == made[1] and len(set(made[0])) == 2
 
+WRITES = """
+import time
+from compeffdist.store import write_json
+def note_stage(settings, store, name, seconds):
+    def build(out, work): time.sleep(seconds); write_json(out/"seen.json", sorted(s["stage"] for s in store.stages()))
+    return store.stage(name, build)
+"""
+def test_a_job_waits_for_the_one_it_goes_on_from(tmp_path, monkeypatch):
+    from compeffdist.store import read_json
+    (tmp_path/"noting.py").write_text(WRITES)
+    (tmp_path/"run.py").write_text(f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import noting; sys.modules["compeffdist.noting"] = noting
+from compeffdist.settings import load_settings
+from compeffdist.workers import Job, run_jobs
+if __name__ == "__main__":
+    jobs = [Job("slow", "noting", "note_stage", ("slow", 3)), Job("second", "noting", "note_stage", ("second", 0), "slow"), Job("free", "noting", "note_stage", ("free", 0))]
+    print([r.name for r in run_jobs(load_settings("tiny", outputs={str(tmp_path/'out')!r}, workers=3), jobs)])
+""")
+    import subprocess, sys
+    said = subprocess.run([sys.executable, str(tmp_path/"run.py")], capture_output=True, text=True, timeout=300)
+    assert "['slow', 'second', 'free']" in said.stdout, said.stderr
+    seen = {n: read_json(tmp_path/f"out/tiny/artifacts/{n}/seen.json") for n in ("slow", "second", "free")}
+    assert "slow" in seen["second"] and "slow" not in seen["free"] and "second" not in seen["slow"]
+
+def test_what_waits_for_a_job_that_failed_is_not_begun(tmp_path):
+    s = settings(tmp_path, workers=2)
+    with pytest.raises(UserError, match="gpt2"): run_jobs(s, [Job("bad", "base", "base_stage", ("gpt2",)), Job("then", "base", "base_stage", ("llama",), "bad")])
+    assert not Store(s).stages()
+
 PARENT = """
 import sys
 sys.path.insert(0, {here!r})

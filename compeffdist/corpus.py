@@ -195,7 +195,7 @@ def even_answers(
 
 # %% ../nbs/07_corpus.ipynb #70b2c052
 def answer_corpus(
-    rows: Sequence[Mapping], # from `plan_corpus` (or notebook 12's corpora)
+    rows: Sequence[Mapping], # from `plan_corpus` (or notebook 09d's corpora)
     settings: Settings, # answer_…, corpus_size, corpus_oversample, seed
     store: Store, # its record of answers
     teacher: Any, # from `load_teacher`

@@ -23,7 +23,7 @@ def _prompt_ids(tokenizer, prompts, chat):
     "Token ids of prompts and what precedes an answer: a space, or the chat template's turn marker."
     if not chat: return tokenizer(list(prompts)).input_ids, list(prompts), " "
     if not tokenizer.chat_template: raise UserError(f"train_chat_template = true, but the tokenizer of {tokenizer.name_or_path!r} has no chat template. Set train_chat_template = false, or use an instruction-tuned student.")
-    shown = [tokenizer.apply_chat_template([dict(role="user", content=p)], tokenize=False, add_generation_prompt=True) for p in prompts]
+    shown = [tokenizer.apply_chat_template([dict(role="user", content=p)], tokenize=False, add_generation_prompt=True, enable_thinking=False) for p in prompts]
     return tokenizer(shown, add_special_tokens=False).input_ids, shown, ""
 
 def encode_rows(

@@ -19,10 +19,10 @@ class System:
     "One row of the experiments."
     family: str          # llama, qwen3, gemma3; "teacher"; "baseline" for what needs no language model
     name: str            # teacher, majority, bag-of-words, base, distilled, difficulty-10, random-10, …
-    method: str = ""     # how the training rows are chosen: all, soft, hard, random; knowdist, icldist (notebook 12); empty if not trained
+    method: str = ""     # how the training rows are chosen: all, soft, hard, random; knowdist, icldist (notebook 09d); empty if not trained
     rate: float = 0.0    # share of the corpus that it is trained on
     start: str = ""      # the system whose student it goes on from; the base if empty
-    part: str = "main"   # main; lineage (notebook 12); one of `ABLATIONS` (notebook 12b)
+    part: str = "main"   # main; lineage (notebook 09d); one of `ABLATIONS` (notebook 12b)
     subset: str = ""     # one of `SUBSETS`: what of the corpus is left out before rows are drawn
     measure: str = "rank" # of difficulty: rank, perplexity, ifd, length, or a proxy that takes the rank score in the student's place
     a: float|None = None # the quantile preferred most; the profile's if None

@@ -238,6 +238,17 @@ def test_chat_template_is_used(tokenizer):
     e = encode_sample(t, "good", "bad", separator=" ", chat_template=True)
     assert t.decode(e.ids[:e.start]) == "<s><user>good<a>" and t.decode(e.ids[e.start:]) == "bad"
 
+def test_a_student_that_could_think_first_is_told_not_to(tokenizer):
+    "Qwen3's template opens a thought unless enable_thinking is false; scored, trained and asked alike."
+    import copy
+    from compeffdist.evaluate import encode
+    from compeffdist.students import encode_rows
+    t = copy.deepcopy(tokenizer)
+    t.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% if enable_thinking is defined and enable_thinking is false %}<no>{% endif %}{% endif %}"
+    e = encode_sample(t, "good", "bad", chat_template=True)
+    trained = encode_rows([dict(prompt="good", answer="bad")], t, 64, chat=True)[0][0]["input_ids"]
+    assert t.decode(e.ids[:e.start]) == t.decode(encode(t, ["good"], chat=True)[0]) == "<user>good<a><no>" and t.decode(trained).startswith("<user>good<a><no>bad")
+
 
 def test_a_closing_eos_is_taken_off_the_prompt(tokenizer):
     class Closing:

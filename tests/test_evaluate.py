@@ -6,6 +6,7 @@ from compeffdist.evaluate import (Answer, Item, Student, TeacherStudent, _array_
 from compeffdist.sentibench import TASKS, render, score
 from compeffdist.settings import UserError, load_settings
 from compeffdist.store import ResponseRecord, Store, text_hash, write_json
+from compeffdist.systems import systems
 
 ASPECTS = [dict(sentence=f"The {t} was {w} .", aspects=[{"target": t, "category": "FOOD#QUALITY", "polarity": p, "from": "4", "to": str(4 + len(t))}])
            for t in ("soup", "fish", "tea", "rice") for w, p in (("great", "positive"), ("cold", "negative"), ("there", "neutral"))]
@@ -323,6 +324,17 @@ def test_stage_writes_both_tables_and_is_cached(store):
     assert all(0 <= x <= 1 for x in scores["score"]) and set(scores["n_items"]) == {5} and set(scores["shots"]) == {2}
     assert evaluation_stage(store.settings, store, "llama", "base", "base-llama").cached
     assert not evaluation_stage(settings(outputs=store.settings.outputs, shots=1), store, "llama", "base", "base-llama").cached
+
+
+def test_a_system_asked_with_other_demonstrations_is_a_row_of_its_own(store):
+    plain = evaluation_stage(store.settings, store, "llama", "base-0-shot", "base-llama", 0)
+    scores, items = (store.rows(plain.name, f"{n}.parquet").to_pandas() for n in ("scores", "items"))
+    assert len(scores) == 12 and set(scores.shots) == {0} and len(items) == 12*5 and plain.counts["fewer_shots"] == 0
+    mine = evaluation_stage(store.settings, store, "llama", "base", "base-llama")
+    assert not set(items.prompt_hash) & set(store.rows(mine.name, "items.parquet")["prompt_hash"])
+    rows = [(x.name, x.shots) for x in systems(load_settings("tiny", shots=2, base_shots=0)) if x.name.startswith("base")]
+    assert rows == [("base", None), ("base-0-shot", 0), ("base", None), ("base", None)]
+    assert not any(x.shots is not None for over in (dict(base_shots="none"), dict(base_shots=2)) for x in systems(load_settings("tiny", shots=2, **over)))
 
 
 def test_a_killed_stage_goes_on_where_it_was(store, monkeypatch):

@@ -6,14 +6,15 @@ and computes the labels' logits only. Measured with the release's four demonstra
 (as `SentimentAnalyzer` asks).
 
 `python benchmarks/bench_sentibench.py` needs nothing but the package: an untrained answer takes as long as a good one, so the shipped Llama student and
-embedded records do. Seconds are those of the processor (one thread), which a busy machine
+embedded records do. The second table asks one student by both engines and in both precisions and counts labels that differ from transformers in fp32
+(a distilled student of outputs/tiny where `make replicate` has left one, since its labels are not near ties). Seconds are those of the processor (one thread), which a busy machine
 distorts less than the clock on the wall; both are kept. Writes benchmarks/results/sentibench.json and .md.
 """
-import statistics, tempfile, time
+import importlib.util, json, os, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 import torch
 from compeffdist.base import students_folder
-from compeffdist.evaluate import build_items, choose_labels, collisions, encode, label_paths, shared_head
+from compeffdist.evaluate import build_items, choose_labels, collisions, encode, evaluate, label_paths, shared_head
 from compeffdist.replicate import machine
 from compeffdist.sentibench import TASKS
 from compeffdist.settings import load_settings, project_root
@@ -59,6 +60,37 @@ def compare(model, tokenizer, folder, shots) -> dict:
     return dict(shots=shots, tasks=list(work), items=len(lengths), mean_prompt_tokens=round(statistics.mean(lengths), 1), shared=round(head / sum(lengths), 3), cpu_seconds=seconds, wall_seconds=wall,
         flips={way: sum(a != b for a, b in zip(answers[SLOW], said)) for way, said in answers.items()})
 
+ASKED = ("sst2", "irony18", "twitter", "tweeteval")
+VLLM = """
+import json, sys
+from compeffdist.backends import VLLMTeacher
+from compeffdist.evaluate import evaluate
+from compeffdist.settings import load_settings
+from compeffdist.store import ResponseRecord
+checkpoint, folder, record, dtype, tasks, limit = sys.argv[1:]
+settings = load_settings("tiny", eval_limit=int(limit))
+teacher = VLLMTeacher(checkpoint, dtype=dtype, chat_template=False, max_model_len=1024, batch=64, enforce_eager=True)
+print("RESULT" + json.dumps([(r["status"], r["parsed"]) for r in evaluate(teacher, tasks.split(), folder=folder, settings=settings, record=ResponseRecord(record))]))
+"""
+
+def engines(folder) -> dict:
+    "Labels of one student by transformers and vLLM in fp32 and bf16, against transformers in fp32."
+    made = project_root()/"outputs/tiny/students/llama-distilled"
+    checkpoint = made if made.is_dir() else students_folder()/"llama"
+    settings = load_settings("tiny", eval_limit=ITEMS)
+    def here(dtype):
+        model, tokenizer = load_student(checkpoint, dtype)
+        return [(r["status"], r["parsed"]) for r in evaluate((model.eval(), tokenizer), ASKED, folder=folder, settings=settings)]
+    def there(dtype):
+        env = dict(os.environ, VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
+        p = subprocess.run([sys.executable, "-c", VLLM, checkpoint, folder, Path(folder)/f"record-{dtype}", dtype, " ".join(ASKED), str(ITEMS)], env=env, capture_output=True, text=True)
+        if p.returncode: raise SystemExit(p.stderr[-3000:])
+        return [tuple(r) for r in json.loads(p.stdout.split("RESULT")[1])]
+    ways = {"transformers, fp32": here("float32"), "transformers, bf16": here("bfloat16")} | ({"vLLM, fp32": there("float32"), "vLLM, bf16": there("bfloat16")} if importlib.util.find_spec("vllm") else {})
+    first = ways["transformers, fp32"]
+    rows = {w: dict(answers=len(said), no_label=sum(s != "label" for s, _ in said), flips=sum(s == "label" and l != right for (s, l), (_, right) in zip(said, first))) for w, said in ways.items()}
+    return dict(student="distilled Llama of outputs/tiny" if made.is_dir() else "shipped Llama", tasks=ASKED, ways=rows)
+
 def main() -> None:
     torch.set_num_threads(THREADS)
     model, tokenizer = load_student(students_folder()/"llama")
@@ -66,13 +98,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_benchmark(Path(folder), 80, ITEMS, 1)
         runs = [compare(model, tokenizer, folder, shots) for shots in SHOTS]
+        both = engines(folder)
     m = machine()
-    write_json(project_root()/"benchmarks/results/sentibench.json", dict(machine=m, threads=THREADS, runs=runs))
+    write_json(project_root()/"benchmarks/results/sentibench.json", dict(machine=m, threads=THREADS, runs=runs, engines=both))
     text = "| demonstrations | tokens a prompt | of these shared | way | processor seconds (median) | times as fast | label flips |\n|---|---|---|---|---|---|---|\n"
     for r in runs:
         middle = {way: statistics.median(s) for way, s in r["cpu_seconds"].items()}
         text += "".join(f"| {r['shots']} | {r['mean_prompt_tokens']} | {100 * r['shared']:.0f} % | {way} | {s:.2f} | {middle[SLOW] / s:.2f} | {r['flips'][way]} |\n" for way, s in middle.items())
     text += f"\n{runs[0]['items']} items of {len(runs[0]['tasks'])} tasks ({', '.join(runs[0]['tasks'])}), shipped Llama in fp32, {THREADS} thread, {REPEATS} interleaved repeats. {m['cpu']}, {m['cores']} cores; torch {m['versions']['torch']}, transformers {m['versions']['transformers']}. Made by `python benchmarks/bench_sentibench.py`.\n"
+    text += "\n| engine, precision | answers | labels that differ from transformers in fp32 | no label |\n|---|---|---|---|\n" + "".join(f"| {w} | {r['answers']} | {r['flips']} | {r['no_label']} |\n" for w, r in both["ways"].items())
+    text += f"\n{both['student']}, {', '.join(ASKED)}, {ITEMS} items each under three seeds of one demonstration. transformers compares the labels' first tokens; vLLM writes its answer freely and is read like a teacher, so it may also write no label.\n"
     (project_root()/"benchmarks/results/sentibench.md").write_text(text)
     print(text)
 

@@ -24,7 +24,7 @@ figure{margin:1.8rem 0}img{display:block;max-width:100%;max-height:80vh;height:a
 th,td{padding:.3rem .5rem;white-space:nowrap;border-bottom:1px solid #e2e2e2;text-align:right;vertical-align:top}thead th{border-bottom:2px solid #777;white-space:nowrap}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff}.words table{width:100%}.words th,.words td,.deviations th,.deviations td{text-align:left}.words td,.deviations td{white-space:normal}.cards td{min-width:7rem}.cards td:first-child{min-width:14rem}
 details{border:1px solid #ddd;border-radius:4px;padding:.5rem .9rem;margin:.8rem 0}summary{cursor:pointer;font-weight:600}.deviations table{table-layout:fixed}.deviations th:first-child{width:2.6rem}
-ul{columns:15rem;padding-left:1.2rem}
+ul{columns:15rem;padding-left:1.2rem}ul.long{columns:auto;max-width:58rem}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;margin:.6rem 0}dt{color:#555}dd{margin:0;overflow-wrap:anywhere}
 @media(max-width:640px){body{padding:.8rem .8rem 3rem}.words thead{display:none}.words table,.words tbody,.words tr,.words td{display:block;min-width:0!important;position:static}
 .words tr{border:1px solid #ccc;border-radius:4px;padding:.5rem .7rem;margin:0 0 .7rem}.words td{border:0;padding:.1rem 0}.words td:first-child{font-weight:600}
@@ -44,6 +44,7 @@ _PAGE = """{% macro figure(f) %}<figure id="{{ f.name }}"><a href="figures/{{ f.
 <h2 id="figures">Figures</h2>{% for f in figures %}{{ figure(f) }}{% else %}<p>None yet.</p>{% endfor %}
 <h2 id="tables">Tables</h2>{% for t in tables %}{{ table(t, "words" if t.words else "") }}{% else %}<p>None yet.</p>{% endfor %}
 <h2 id="run">The run</h2><dl>{% for k, v in facts.items() %}<dt>{{ k }}</dt><dd>{{ v }}</dd>{% endfor %}</dl>
+{% if left_out %}<p>Experiments of the three papers that this profile does not run, and the settings that add them:</p><ul class="long">{% for x in left_out %}<li>{{ x }}</li>{% endfor %}</ul>{% endif %}
 {% for part in run %}<details><summary>{{ part.title }}</summary><div class="scroll">{{ part.html|safe }}</div></details>{% endfor %}<p><a href="manifest.json">manifest.json</a> has all settings, versions and counts.</p>
 <h2 id="notebooks">Notebooks</h2>{% if notebooks %}<p>Executed by this run, with their outputs{% if profile != "tiny" %} (beside this page where the run was made; git keeps those of <code>tiny</code>){% endif %}.</p><ul>{% for n in notebooks %}<li><a href="notebooks/{{ n }}">{{ n }}</a></li>{% endfor %}</ul>{% else %}<p>A run puts the executed notebooks into <code>notebooks/</code> beside this page.</p>{% endif %}
 <h2 id="deviations">Deviations from the paper</h2>{% if deviations %}<div class="scroll words deviations">{{ deviations|safe }}</div>{% else %}<p>DEVIATIONS.md is not beside this project.</p>{% endif %}</body></html>
@@ -99,6 +100,7 @@ def write_report(
 ) -> Path: # outputs/<profile>/index.html
     "One self-contained page: claims, figures, tables, run, notebooks, deviations."
     import jinja2
+    from compeffdist.plan import left_out
     tables, figures, file = _tables(store), _figures(store), store.root/"manifest.json"
     manifest = read_json(file) if file.is_file() else None
     claimed = lambda x: x["name"].endswith("-claims")
@@ -108,7 +110,7 @@ def write_report(
         return next((i for i, n in enumerate(ORDER) if kind and rest.startswith(n)), len(ORDER)), not kind, x["name"]
     parts = dict(claims=dict(tables=[*filter(claimed, tables)], figures=[*filter(claimed, figures)]), tables=sorted((t for t in tables if not claimed(t)), key=first), figures=sorted((f for f in figures if not claimed(f)), key=first))
     machine = {k: manifest["machine"][k] for k in ("cpu", "cores", "memory_gib", "python")} if manifest else {}
-    page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(_PAGE).render(profile=store.settings.profile, note=note, style=_STYLE, facts=dict(facts) | machine, run=_run(store, manifest) if manifest else [],
+    page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(_PAGE).render(profile=store.settings.profile, note=note, style=_STYLE, facts=dict(facts) | machine, run=_run(store, manifest) if manifest else [], left_out=left_out(store.settings),
         notebooks=[p.name for p in sorted((store.root/"notebooks").glob("*.ipynb"))], deviations=_deviations(), **parts)
     with atomic(store.root/"index.html") as p: p.write_text(page.lstrip(), encoding="utf-8")
     return store.root/"index.html"

@@ -52,6 +52,11 @@ def test_claims_come_first_and_the_main_results_next(store):
     ids = parse(write_report(store, "", {}).read_text(encoding="utf-8")).ids
     assert ids.index("tab-claims") < ids.index("fig-claims") < ids.index("fig-main") < ids.index("other") < ids.index("tab-main") < ids.index("deviations")
 
+def test_what_the_profile_does_not_run_is_listed(tmp_path):
+    page = write_report(Store(load_settings("tiny", outputs=str(tmp_path))), "", {}).read_text(encoding="utf-8")
+    from compeffdist.plan import left_out
+    assert all(x in html.unescape(page) for x in left_out(load_settings("tiny"))) and "(ablations, or MATRIX=full)" in page
+
 def test_what_is_missing_is_said(tmp_path):
     page = write_report(Store(load_settings("tiny", outputs=str(tmp_path))), "", {}).read_text(encoding="utf-8")
     assert "No ledger yet" in page and page.count("None yet") == 2 and parse(page).faults == []

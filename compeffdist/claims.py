@@ -163,7 +163,7 @@ def _row(claim, settings, store, family):
     else: row |= _measured(claim, *sides, settings)
     short = short_of_paper(settings, family) or ("the paper's teacher is Mixtral-8x7B" if claim.source == _FSA else "")
     verdict, why = _verdict(claim, row, short)
-    return dict(claim=claim.id, source=claim.source, statement=claim.statement, test=claim.test, margin=claim.margin, profile=settings.profile, family=family if claim.a else "") | row | dict(verdict=verdict, why=why)
+    return dict(claim=claim.id, source=claim.source, statement=claim.statement, test=claim.test.format(rate=f"{100*settings.sampling_rate:g}"), margin=claim.margin, profile=settings.profile, family=family if claim.a else "") | row | dict(verdict=verdict, why=why)
 
 # %% ../nbs/13b_claims.ipynb #af047044
 COLUMNS = "claim source statement test margin profile family a b difference low high p detectable tasks tasks_held tasks_failed here verdict why".split()

@@ -17,6 +17,7 @@ export COMPEFFDIST_ROOT := $(CURDIR)
 # MATRIX=full adds what a small machine needs a night for: the earlier systems on as many rows as CompEffDist, the ablations and the whole curve of rates.
 ifeq ($(MATRIX),full)
 export COMPEFFDIST_LINEAGE := true
+export COMPEFFDIST_LINEAGE_RATE := 1.0
 export COMPEFFDIST_ABLATIONS := true
 export COMPEFFDIST_CURVE_RATES := 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0
 endif

@@ -19,6 +19,7 @@ from compeffdist.replicate import machine
 from compeffdist.sentibench import TASKS
 from compeffdist.settings import load_settings, project_root
 from compeffdist.store import write_json
+from compeffdist.systems import asked
 from compeffdist.students import load_student
 from compeffdist.texts import write_benchmark
 
@@ -85,7 +86,7 @@ def engines(folder) -> dict:
         env = dict(os.environ, VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
         p = subprocess.run([sys.executable, "-c", VLLM, checkpoint, folder, Path(folder)/f"record-{dtype}", dtype, " ".join(ASKED), str(ITEMS)], env=env, capture_output=True, text=True)
         if p.returncode: raise SystemExit(p.stderr[-3000:])
-        return [tuple(r) for r in json.loads(p.stdout.split("RESULT")[1])]
+        return [tuple(r) for r in json.loads(p.stdout.split("RESULT")[1].splitlines()[0])]
     ways = {"transformers, fp32": here("float32"), "transformers, bf16": here("bfloat16")} | ({"vLLM, fp32": there("float32"), "vLLM, bf16": there("bfloat16")} if importlib.util.find_spec("vllm") else {})
     first = ways["transformers, fp32"]
     rows = {w: dict(answers=len(said), no_label=sum(s != "label" for s, _ in said), flips=sum(s == "label" and l != right for (s, l), (_, right) in zip(said, first))) for w, said in ways.items()}
@@ -107,7 +108,7 @@ def main() -> None:
         text += "".join(f"| {r['shots']} | {r['mean_prompt_tokens']} | {100 * r['shared']:.0f} % | {way} | {s:.2f} | {middle[SLOW] / s:.2f} | {r['flips'][way]} |\n" for way, s in middle.items())
     text += f"\n{runs[0]['items']} items of {len(runs[0]['tasks'])} tasks ({', '.join(runs[0]['tasks'])}), shipped Llama in fp32, {THREADS} thread, {REPEATS} interleaved repeats. {m['cpu']}, {m['cores']} cores; torch {m['versions']['torch']}, transformers {m['versions']['transformers']}. Made by `python benchmarks/bench_sentibench.py`.\n"
     text += "\n| engine, precision | answers | labels that differ from transformers in fp32 | no label |\n|---|---|---|---|\n" + "".join(f"| {w} | {r['answers']} | {r['flips']} | {r['no_label']} |\n" for w, r in both["ways"].items())
-    text += f"\n{both['student']}, {', '.join(ASKED)}, {ITEMS} items each under three seeds of one demonstration. transformers compares the labels' first tokens; vLLM writes its answer freely and is read like a teacher, so it may also write no label.\n"
+    text += f"\n{both['student']}, {', '.join(ASKED)}, {ITEMS} items each, {asked(load_settings('tiny'))}. transformers compares the labels' first tokens; vLLM writes its answer freely and is read like a teacher, so it may also write no label.\n"
     (project_root()/"benchmarks/results/sentibench.md").write_text(text)
     print(text)
 

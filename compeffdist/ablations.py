@@ -125,7 +125,7 @@ def ablation_stages(
     if not wanted: return []
     controls = [s for s in systems(settings) if s.part == "main" and s.family == wanted[0].family and s.rate == settings.ablation_rate]
     others = dict.fromkeys("ifd" if s.measure in ("perplexity", "ifd") else s.measure for s in wanted if s.measure not in ("rank", "length"))
-    done = [lineage_corpus_stage(settings, store, "knowdist")]
+    done = [lineage_corpus_stage(settings, store, "knowdist")] # all of it, whatever lineage_rate is
     done += run_jobs(settings, [Job(m, "ablations", "other_scores_stage", (m,)) for m in others], "other measures")
     done += [sampling_stage(settings, store, s.name, s.rate, s.method) for s in controls] + [ablation_sample_stage(settings, store, s) for s in wanted]
     wanted = controls + wanted

@@ -158,7 +158,6 @@ def _row(claim, settings, store, family):
     row = dict(a=names[0], b=names[1])
     if claim.kind == "coverage": row |= _coverage(settings, store)
     elif claim.kind in ("pre-training", "zero-shot"): row |= _seq2seq(claim, settings, store)
-    elif "two-stage" in names[1:] and settings.lineage_share < 1 and pair[0] and pair[0].trained: row |= dict(here=ABSENT, missing=f"two-stage was trained on {settings.lineage_share:.0%} of the rows that the claim is about (lineage_rate)")
     elif absent: row |= dict(here=ABSENT, missing=f"not run in this profile: {', '.join(absent)}")
     else: row |= _measured(claim, *sides, settings)
     short = short_of_paper(settings, family) or ("the paper's teacher is Mixtral-8x7B" if claim.source == _FSA else "")

@@ -244,8 +244,8 @@ def explain_row(
     table = corpus[["id", "instruction_id"]].merge(store.rows("difficulty", "scores.parquet").to_pandas()[["id", "rank_score"]], on="id")
     models, scored = {name: (model, tokenizer)}, {name: table}
     if proxy := (settings.difficulty_proxies or [""])[0] if proxy is None else proxy:
-        models[proxy] = load_proxy(proxy, settings, store)
+        models[label := proxy.partition("@")[0]] = load_proxy(proxy, settings, store)
         group = corpus[corpus.instruction_id == sample["instruction_id"]]
-        if by: scored[proxy] = score(*models[proxy], group[["id", "instruction_id", "prompt", "answer"]], **scoring_arguments(settings, models[proxy][0])).to_pandas()
+        if by: scored[label] = score(*models[label], group[["id", "instruction_id", "prompt", "answer"]], **scoring_arguments(settings, models[label][0])).to_pandas()
     keywords = {k: v for k, v in scoring_arguments(settings, model).items() if k != "batch_tokens"}
     return explain(sample, models, scored, settings.sampling_rate, "soft", settings.sampling_a, by, settings.sampling_seed, **keywords)

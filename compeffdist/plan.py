@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, get_args
 from .attributes import enumerate_prompt
 from .instructions import ANALYSIS_PROMPT, DEFINE_PROMPT, DEMONSTRATE_PROMPT, TASKS_PROMPT
+from .lineage import ICL_POOL, ICL_PROMPTS
 from .sentibench import TASKS
 from .settings import Family, Settings, UserError, load_settings, project_root
 from .stats import detectable
 from .store import read_json
-from .systems import SUBSETS, _subsets, systems
+from .systems import SUBSETS, _subsets, share, systems
 
 # %% ../nbs/14a_plan.ipynb #d5d4063b
 TEST_SIZES = dict(imdb=1000, yelp2=1000, sst2=1821, twitter=1000, irony18=784, tweeteval=1421, pstance=2157, intimacy=396, atsa_rest16=676, acsa_rest16=676, asqp_rest16=544, opener=499)
@@ -49,9 +50,9 @@ def teacher_lines(
         _asked("instructions: demonstrations", tasks*s.instructions_demo_calls, words(DEMONSTRATE_PROMPT) + 60 + 4*min(text, 80), 4*text, s.construct_max_tokens, s),
         _asked("corpus", round(s.corpus_size*s.corpus_oversample), s.plan_instruction_words + text*(1 + s.corpus_max_demonstrations/2), s.plan_answer_tokens, s.answer_max_tokens, s)]
     if s.fsa != "none": lines.append(_asked("fsa", 2*s.fsa_corpus, s.plan_instruction_words + text, s.plan_answer_tokens, s.answer_max_tokens, s)) # an analysis and a rewrite of each text
-    rows = round(s.lineage_share*s.corpus_size)
-    older = [("knowdist", 0)]*(s.lineage or s.ablations) + [("icldist", 2)]*s.lineage # ICLDist: 0 to 4 demonstrations, 2 on average
-    lines += [_asked(f"corpus: {n}", rows, s.plan_instruction_words + text*(1 + k), s.plan_answer_tokens, s.answer_max_tokens, s) for n, k in older]
+    older = [("knowdist", 0, s.lineage_rate)]*s.lineage + [("icldist", 2, s.lineage_rate)]*s.lineage + [("knowdist", 0, 1.0)]*(s.ablations and not (s.lineage and s.lineage_rate == 1)) # ICLDist: 0 to 4 demonstrations, 2 on average
+    if s.lineage: lines.append(_asked("corpus: icldist's demonstrations", ICL_PROMPTS*ICL_POOL, s.plan_instruction_words + text, s.plan_answer_tokens, s.answer_max_tokens, s))
+    lines += [_asked(f"corpus: {n}{share(rate)}", round(rate*s.corpus_size), s.plan_instruction_words + text*(1 + k), s.plan_answer_tokens, s.answer_max_tokens, s) for n, k, rate in older]
     return lines + [_asked("evaluation: teacher", items, 40 + text*(1 + s.shots), 12, 150, s)]
 
 # %% ../nbs/14a_plan.ipynb #93705d0e
@@ -216,7 +217,7 @@ def actual(
     for r in plan(settings).itertuples():
         name = r.stage.split(":")[0] if r.stage.startswith(("instructions", "corpus")) else r.stage
         planned[name] = planned.get(name, 0) + r.hours
-    known = {s.evaluation_stage for s in systems(settings)} | {s.model_stage for s in systems(settings)} | {"attributes", "instructions", "corpus", "difficulty"} | {n for n in manifest["stages"] if n.startswith("fsa-")}
+    known = {s.evaluation_stage for s in systems(settings)} | {s.model_stage for s in systems(settings)} | {"attributes", "instructions", "difficulty"} | {n for n in manifest["stages"] if n.startswith(("fsa-", "corpus"))}
     for name, s in manifest["stages"].items():
         if name not in known or (kind := _kind(name)) not in planned: continue
         took[kind] = took.get(kind, 0) + s["seconds_when_built"]/3600*_devices(kind, settings)
@@ -271,13 +272,13 @@ def left_out(
     s, others = settings, [f for f in get_args(Family) if f not in settings.families]
     return [text for text, out in (
         ("KnowDist, ICLDist and their two stages (lineage, or MATRIX=full)", not s.lineage),
-        (f"KnowDist and ICLDist on as many rows as CompEffDist: here on {s.lineage_share:.0%} of them (lineage_rate, or MATRIX=full)", s.lineage and s.lineage_share < 1),
+        (f"KnowDist and ICLDist on as many rows as CompEffDist: here on {s.lineage_rate:.0%} of them (lineage_rate, or MATRIX=full)", s.lineage and s.lineage_rate < 1),
         ("ablations: without analyses, a type of task, demonstrations, half of the perspectives; hard sampling, over the whole corpus, other a; perplexity, IFD, length and proxies as the measure (ablations, or MATRIX=full)", not s.ablations),
         ("ablations of two things at once, e.g. hard sampling by perplexity, or of another family than the first (families)", s.ablations),
         (f"ablations of what this corpus does not have: {', '.join(n for n in SUBSETS if n not in _subsets(s))} (corpus_task_types, corpus_analysis_share, corpus_max_demonstrations)", s.ablations and set(_subsets(s)) != set(SUBSETS)),
         (f"more rates of the data-efficiency curve than {', '.join(f'{r:g}' for r in s.curve_rates)} (curve_rates, or MATRIX=full)", len(s.curve_rates) < _RATES),
         (f"students of the families {', '.join(others)} (families)", bool(others)),
-        (f"parts of the corpus and the lineage for the students of {', '.join(s.families[1:])}: only the first family has them (families)", len(s.families) > 1),
+        (f"parts of the corpus, the lineage and the base with other demonstrations for the students of {', '.join(s.families[1:])}: only the first family has them (families)", len(s.families) > 1),
         ("FSA-Distillation (fsa)", s.fsa == "none"),
         ("several training runs a system (seed)", True),
         ("another construction: clustering method, number of perspectives, share of analyses (cluster_method, cluster_preference_percentile, corpus_analysis_share); benchmarks/bench_clustering.py compares the clusterings", True),

@@ -111,6 +111,6 @@ def write_report(
     parts = dict(claims=dict(tables=[*filter(claimed, tables)], figures=[*filter(claimed, figures)]), tables=sorted((t for t in tables if not claimed(t)), key=first), figures=sorted((f for f in figures if not claimed(f)), key=first))
     machine = {k: manifest["machine"][k] for k in ("cpu", "cores", "memory_gib", "python")} if manifest else {}
     page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(_PAGE).render(profile=store.settings.profile, note=note, style=_STYLE, facts=dict(facts) | machine, run=_run(store, manifest) if manifest else [], left_out=left_out(store.settings),
-        notebooks=[p.name for p in sorted((store.root/"notebooks").glob("*.ipynb"))], deviations=_deviations(), **parts)
+        notebooks=[p.name for p in sorted((store.root/"notebooks").glob("*.ipynb")) if (project_root()/"nbs"/p.name).is_file()], deviations=_deviations(), **parts)
     with atomic(store.root/"index.html") as p: p.write_text(page.lstrip(), encoding="utf-8")
     return store.root/"index.html"

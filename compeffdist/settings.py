@@ -196,7 +196,7 @@ class EvaluationSettings(BaseModel):
     "SentiBench and the experiments (PAPER section F)."
     shots: Count = 4
     shots_reduce: bool = False
-    base_shots: Annotated[Count|None, BeforeValidator(_none)] = None # base students are asked with so many demonstrations too
+    base_shots: Annotated[Count|None, BeforeValidator(_none)] = None # the first family's base student is asked with so many demonstrations too
     eval_seeds: Numbers = [42, 52, 62]
     eval_limit: Count = 0
     eval_batch_tokens: Positive = 16384
@@ -262,10 +262,6 @@ class Settings(TextSettings, TeacherSettings, InstructionSettings, SelectionSett
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
     profile: str = "tiny"
 
-    @property
-    def lineage_share(self): # an ablation draws from KnowDist's corpus as many rows as from CompEffDist's
-        return 1.0 if self.ablations else self.lineage_rate
-
 # %% ../nbs/00_settings.ipynb #80277add
 def _explain(err, section, values, source):
     "One line for each thing that pydantic refused, in the words of settings.ini."
@@ -313,6 +309,6 @@ def load_settings(
         if value is not None: values[key], source[key] = value, "parameter"
     values["profile"] = profile
     for key in values.keys() & _REVISIONS.keys(): # a revision is one of the model it stands beside
-        if values[key] != filed.get(key) and _REVISIONS[key] not in source: values.pop(_REVISIONS[key], None)
+        if values[key] != filed.get(key, Settings.model_fields[key].default) and _REVISIONS[key] not in source: values.pop(_REVISIONS[key], None)
     try: return _together(Settings(**values))
     except ValidationError as e: raise UserError(_explain(e, profile, values, source)) from None

@@ -13,6 +13,7 @@ STORE = Store(SETTINGS)
 MANIFEST = json.loads((STORE.root/"manifest.json").read_text(encoding="utf-8"))
 
 def test_every_notebook_was_executed_without_error():
+    assert {p.name for p in (STORE.root/"notebooks").glob("*.ipynb")} == {p.name for p in notebooks()}
     for path in notebooks():
         cells = json.loads((STORE.root/"notebooks"/path.name).read_text(encoding="utf-8"))["cells"]
         assert not any(o.get("output_type") == "error" for c in cells for o in c.get("outputs", [])), path.name

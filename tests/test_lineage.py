@@ -48,14 +48,15 @@ def test_both_stages_train_on_their_share_of_rows(tmp_path, monkeypatch):
     store = Store(s)
     texts.benchmark_stage(s, store); texts.texts_stage(s, store)
     made = lineage.lineage_corpora(s, store)
-    assert [r.name for r in made] == ["corpus-knowdist", "corpus-icldist"] and all(r.counts["wanted"] == 30 and 0 < r.counts["rows_out"] <= 30 for r in made)
+    assert [r.name for r in made] == ["corpus-knowdist-50", "corpus-icldist-50"] and all(r.counts["wanted"] == 30 and 0 < r.counts["rows_out"] <= 30 for r in made)
     older = [x for x in systems(s) if x.part == "lineage"]
-    assert [(x.name, x.sample_stage, x.start, x.rate) for x in older] == [("knowdist", "corpus-knowdist", "", .5), ("icldist", "corpus-icldist", "", .5), ("two-stage", "corpus-icldist", "knowdist", .5)]
+    assert [(x.name, x.sample_stage, x.start, x.rate) for x in older] == [("knowdist-50", "corpus-knowdist-50", "", .5), ("icldist-50", "corpus-icldist-50", "", .5), ("two-stage-50", "corpus-icldist-50", "knowdist-50", .5)]
     done = {x.name: student_stage(s, store, x.family, x.name, x.sample_stage, x.start and f"student-{x.family}-{x.start}") for x in older}
     assert len({(r.path/"model.safetensors").read_bytes() for r in done.values()}) == 3
-    assert read_json(done["two-stage"].path/"stage.json")["inputs"].keys() == {"student-llama-knowdist", "corpus-icldist"}
+    assert read_json(done["two-stage-50"].path/"stage.json")["inputs"].keys() == {"student-llama-knowdist-50", "corpus-icldist-50"}
     assert all(r.cached for r in lineage.lineage_corpora(s, store))
-    assert lineage.lineage_corpus_stage(s.model_copy(update=dict(ablations=True)), store, "knowdist").counts["wanted"] == 60 # an ablation draws from the whole
+    whole = lineage.lineage_corpus_stage(s, store, "knowdist") # an ablation's, whatever lineage_rate is
+    assert (whole.name, whole.counts["wanted"]) == ("corpus-knowdist", 60) and [x.name for x in systems(s.model_copy(update=dict(lineage_rate=1.0))) if x.part == "lineage"] == ["knowdist", "icldist", "two-stage"]
     assert not any(x.part == "lineage" for x in systems(load_settings("tiny", lineage=False)))
     assert lineage.lineage_corpora(load_settings("tiny", outputs=str(tmp_path/"other"), lineage=False), store) == []
     with pytest.raises(UserError, match="knowdist, icldist"): lineage.lineage_corpus_stage(s, store, "knowledge")

@@ -173,8 +173,18 @@ def test_what_the_t5_leaves_and_takes():
     assert disk(next(l for l in student_lines(s) if l["who"] == "t5"), s) == pytest.approx(2*220e6*4/1e9)
 
 def test_knowdists_corpus_is_planned_where_it_is_asked_for():
-    stages = lambda **kw: {l["stage"] for l in teacher_lines(load_settings("tiny", **kw))}
-    assert stages(ablations=True, lineage=False) - stages(lineage=False) == {"corpus: knowdist"} and stages(lineage=True) - stages(lineage=False) == {"corpus: knowdist", "corpus: icldist"}
+    stages = lambda **kw: {l["stage"]: l["requests"] for l in teacher_lines(load_settings("tiny", corpus_size=12000, **kw))}
+    new = lambda **kw: {k: n for k, n in stages(**kw).items() if k not in stages(lineage=False)}
+    shown = {"corpus: icldist's demonstrations": 960}
+    assert new(ablations=True, lineage=False) == {"corpus: knowdist": 12000} and new(lineage=True, lineage_rate=.1) == shown | {"corpus: knowdist-10": 1200, "corpus: icldist-10": 1200}
+    assert new(lineage=True, lineage_rate=1) == new(lineage=True, lineage_rate=1, ablations=True) == shown | {"corpus: knowdist": 12000, "corpus: icldist": 12000}
+    assert new(lineage=True, lineage_rate=.1, ablations=True).keys() - new(lineage=True, lineage_rate=.1).keys() == {"corpus: knowdist"}
+
+def test_a_system_asked_without_demonstrations_is_asked_once():
+    read = lambda **kw: next(l["tokens_in"] for l in student_lines(load_settings("tiny", shots=1, **kw)) if l["stage"] == "evaluation: llama")
+    s = load_settings("tiny")
+    assert read(base_shots=0) - read(base_shots="none") == pytest.approx(12 * s.eval_limit * (40 + s.plan_text_words) * s.plan_tokens_per_word, abs=2)
+    assert read(base_shots=2) - read(base_shots="none") == pytest.approx(3 * 12 * s.eval_limit * (40 + 3 * s.plan_text_words) * s.plan_tokens_per_word, abs=2)
 
 def test_a_proxy_from_the_hub_is_planned_at_its_size():
     s = load_settings("tiny", ablations=True, difficulty_proxies="Qwen/Qwen3-0.6B, package:qwen3")

@@ -23,16 +23,21 @@ def test_a_student_trained_in_a_worker_equals_one_trained_on_one_thread(tmp_path
     finally: torch.set_num_threads(threads)
     assert made[0] == made[1] and len(set(made[0])) == 2
 
-WRITES = """
+NOTES = """
 import time
 from compeffdist.store import write_json
-def note_stage(settings, store, name, seconds):
-    def build(out, work): time.sleep(seconds); write_json(out/"seen.json", sorted(s["stage"] for s in store.stages()))
+def note_stage(settings, store, name, until):
+    def build(out, work):
+        end = time.monotonic() + 200
+        while until and not store.has(until) and time.monotonic() < end: time.sleep(.1)
+        write_json(out/"seen.json", sorted(s["stage"] for s in store.stages()))
     return store.stage(name, build)
 """
-def test_a_job_waits_for_the_one_it_goes_on_from(tmp_path, monkeypatch):
+def test_a_job_waits_for_the_one_it_goes_on_from(tmp_path):
+    "`slow` ends only when `free`, which stands behind it and the one that waits, has ended."
+    import os, subprocess, sys
     from compeffdist.store import read_json
-    (tmp_path/"noting.py").write_text(WRITES)
+    (tmp_path/"noting.py").write_text(NOTES)
     (tmp_path/"run.py").write_text(f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
@@ -40,14 +45,18 @@ import noting; sys.modules["compeffdist.noting"] = noting
 from compeffdist.settings import load_settings
 from compeffdist.workers import Job, run_jobs
 if __name__ == "__main__":
-    jobs = [Job("slow", "noting", "note_stage", ("slow", 3)), Job("second", "noting", "note_stage", ("second", 0), "slow"), Job("free", "noting", "note_stage", ("free", 0))]
-    print([r.name for r in run_jobs(load_settings("tiny", outputs={str(tmp_path/'out')!r}, workers=3), jobs)])
+    jobs = [Job("slow", "noting", "note_stage", ("slow", "free")), Job("second", "noting", "note_stage", ("second", ""), "slow"), Job("free", "noting", "note_stage", ("free", ""))]
+    print([r.name for r in run_jobs(load_settings("tiny", outputs={str(tmp_path/'out')!r}, workers=2), jobs)])
 """)
-    import subprocess, sys
-    said = subprocess.run([sys.executable, str(tmp_path/"run.py")], capture_output=True, text=True, timeout=300)
+    said = subprocess.run([sys.executable, str(tmp_path/"run.py")], env=dict(os.environ, COMPEFFDIST_ROOT=str(project_root())), capture_output=True, text=True, timeout=300)
     assert "['slow', 'second', 'free']" in said.stdout, said.stderr
     seen = {n: read_json(tmp_path/f"out/tiny/artifacts/{n}/seen.json") for n in ("slow", "second", "free")}
-    assert "slow" in seen["second"] and "slow" not in seen["free"] and "second" not in seen["slow"]
+    assert seen == dict(slow=["free"], second=["free", "slow"], free=[])
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_cannot_wait_for_what_does_not_stand_before_it(tmp_path, workers):
+    for jobs in ([Job("a", "base", "base_stage", ("llama",), "b"), Job("b", "base", "base_stage", ("qwen3",))], [Job("a", "base", "base_stage", ("llama",), "a")]):
+        with pytest.raises(UserError, match="'a' waits for '[ab]'"): run_jobs(settings(tmp_path, workers=workers), jobs)
 
 def test_what_waits_for_a_job_that_failed_is_not_begun(tmp_path):
     s = settings(tmp_path, workers=2)

@@ -6,7 +6,7 @@ from compeffdist.lineage import ICL_HEADERS, KNOWDIST_PROMPTS, icl_prompts, icld
 from compeffdist.settings import UserError, load_settings
 from compeffdist.store import Store, read_json
 from compeffdist.students import student_stage
-from compeffdist.systems import systems
+from compeffdist.systems import systems, unlike
 from compeffdist.teacher import load_teacher
 
 TEXTS = [dict(id=f"x{i}", text=t) for i, t in enumerate(["The soup was lovely.", "A dull film.", "Great, another delay. Just what I needed.", "I miss you so much.", "The shop opens at nine.", "Terrible service!"] * 6)]
@@ -37,6 +37,11 @@ def test_demonstrations_are_the_teachers_own_answers(tmp_path):
             text, answer = b.removeprefix(f"{head}: ").split(f"\n{tail}: ")
             assert text in texts_of and (isinstance(json.loads(answer), list) if p["type"] == "extraction" else 0 < len(answer.split()) <= 3)
     with pytest.raises(UserError, match="only 3 user texts"): icldist_rows(TEXTS[:3], 5, s, load_teacher(s), store.record)
+
+def test_captions_say_what_the_earlier_systems_were_trained_on():
+    said = unlike(load_settings("tiny", lineage=True, lineage_rate=.25, shots=1, base_shots=0))
+    assert "base-0-shot: the base student asked with no demonstrations." in said and "knowdist-25, icldist-25: trained on 25% as many rows as distilled; two-stage-25 goes on from knowdist-25" in said
+    assert "icldist: trained on as many rows as distilled" in unlike(load_settings("paper")) and unlike(load_settings("tiny", lineage=False, base_shots="none")) == ""
 
 def test_both_stages_train_on_their_share_of_rows(tmp_path, monkeypatch):
     shipped = tmp_path/"shipped"

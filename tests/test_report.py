@@ -1,5 +1,5 @@
 "The report: complete, self-contained, well-formed, honest about what is missing."
-import html, html.parser, json, re, shutil, subprocess
+import html, html.parser, json, os, re, shutil, subprocess
 from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -99,6 +99,7 @@ def test_a_browser_shows_the_report_whole_on_a_desk_and_on_a_phone(profile, tmp_
     assert set(seen) == {390, 1280}
     for s in seen.values(): assert s["scroll"] <= s["width"] and s["blank"] == 0 and s["images"] == len(list((source/"figures").glob("*.png"))) and s["faults"] == [] and s["height"] > 5000
     pixels = plt.imread(picture)[:, :, :3]
+    if os.environ.get("REPORT_SCREENSHOTS"): shutil.copy(picture, source/"screenshot.png") # REPORT_SCREENSHOTS=1 pytest tests/test_report.py renews the committed ones
     for left, right in ((0, 390), (390, 1660)): assert .02 < (pixels[:900, left:right].mean(2) < .6).mean() < .5, "text on white, not blank and not black"
 
 def test_the_browser_test_sees_a_broken_page(store, tmp_path):

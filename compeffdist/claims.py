@@ -192,7 +192,7 @@ def systems_named(
     percent = "10" if "tenth" in text else (re.search(r"(\d+) %", text) or [None, ""])[1]
     found = []
     for _, name in sorted((text.index(w), n) for w, n in _NAMES.items() if w in text):
-        if name in ("difficulty", "random"): name = f"{name}-{percent}"
+        if name in ("difficulty", "random") or percent and name in ("knowdist", "icldist", "two-stage"): name = f"{name}-{percent}"
         found += [k for k in known if k[1] == name and (k[0] == family or k[0] in ("teacher", "baseline"))]
     return found
 

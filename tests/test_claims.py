@@ -120,9 +120,9 @@ def test_fsa_left_out_is_said(tmp_path):
     rows = fsa_stages(load_settings("tiny", outputs=str(tmp_path), bootstrap_samples=300, fsa="none"), .9, .4)
     assert all(rows.loc[c.id].here == ABSENT and "not run" in rows.loc[c.id].why for c in CLAIMS if c.kind in ("pre-training", "zero-shot"))
 
-KNOWN = {("teacher", "teacher"): 91.26, ("baseline", "majority"): 21.08, ("llama", "base"): 20.2, ("llama", "distilled"): 46.29, ("llama", "difficulty-10"): 21.44, ("llama", "random-10"): 25.4, ("qwen3", "base"): 18.75}
+KNOWN = {("teacher", "teacher"): 91.26, ("baseline", "majority"): 21.08, ("llama", "base"): 20.2, ("llama", "distilled"): 46.29, ("llama", "difficulty-10"): 21.44, ("llama", "random-10"): 25.4, ("llama", "icldist"): 40.0, ("llama", "icldist-10"): 22.5, ("qwen3", "base"): 18.75}
 @pytest.mark.parametrize("label, systems", [("teacher (embedded analyst)", ["teacher"]), ("most frequent answer", ["majority"]), ("Llama, base → distilled", ["base", "distilled"]),
-    ("Llama, a tenth of the data: by difficulty, at random", ["difficulty-10", "random-10"]), ("Llama, at random, by difficulty (10 %)", ["random-10", "difficulty-10"]), ("Qwen3, base → distilled", ["base"]), ("somebody else's", [])])
+    ("Llama, a tenth of the data: by difficulty, at random", ["difficulty-10", "random-10"]), ("Llama, at random, by difficulty (10 %)", ["random-10", "difficulty-10"]), ("Llama, ICLDist on a tenth", ["icldist-10"]), ("Llama, ICLDist", ["icldist"]), ("Qwen3, base → distilled", ["base"]), ("somebody else's", [])])
 def test_a_rows_label_names_its_systems(label, systems): assert [s for _, s in systems_named(label, list(KNOWN))] == systems
 
 HEAD = ["| system | tiny (40 items) | other |", "|---|---|---|"]

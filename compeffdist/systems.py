@@ -69,7 +69,7 @@ def ablations(
     family: str, # whose student
 ) -> list[System]: # one for each thing that is changed
     "The ablations of one family."
-    s, rate, end, other = settings, settings.ablation_rate, f"-{100 * settings.ablation_rate:g}", {"instruction": "overall", "overall": "instruction"}[settings.sampling_by]
+    s, rate, end, other = settings, settings.ablation_rate, share(settings.ablation_rate), {"instruction": "overall", "overall": "instruction"}[settings.sampling_by]
     new = lambda name, method, part, **kw: System(family, name + end, method, rate, part=part, **kw)
     names = [proxy_name(p) for p in s.difficulty_proxies]
     if twice := [p for p, n in zip(s.difficulty_proxies, names) if names.count(n) > 1]: raise UserError(f"difficulty_proxies names {' and '.join(map(repr, twice))}, which would share the name {proxy_name(twice[0])!r}. Leave one out.")
@@ -106,10 +106,10 @@ def systems(
         rows += [System(family, "base"), System(family, "distilled", "all", 1.0)]
         if i: continue
         if settings.base_shots not in (None, settings.shots): rows.insert(-1, System(family, f"base-{settings.base_shots}-shot", shots=settings.base_shots))
-        if settings.lineage: 
+        if settings.lineage:
             end = share(settings.lineage_rate)
             rows += [System(family, name + end, method, settings.lineage_rate, start and start + end, "lineage") for name, method, start in (("knowdist", "knowdist", ""), ("icldist", "icldist", ""), ("two-stage", "icldist", "knowdist"))]
-        rows += [System(family, f"{label}-{100 * rate:g}", method, rate) for rate in rates for label, method in (("difficulty", "soft"), ("random", "random"))]
+        rows += [System(family, label + share(rate), method, rate) for rate in rates for label, method in (("difficulty", "soft"), ("random", "random"))]
         if settings.ablations: rows += ablations(settings, family)
     return rows
 

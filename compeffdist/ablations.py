@@ -33,12 +33,19 @@ def subset(
 
 # %% ../nbs/12b_ablations.ipynb #6a4c128d
 def _chances(table, stays, rate):
-    "With which probability each row that stays is drawn, so that each kind has `rate` of its rows in the whole corpus; raises `UserError` if there are too few."
+    """With which probability each row that stays is drawn,
+    so that each kind has `rate` of its rows in the whole corpus;
+    raises `UserError` if there are too few."""
     left = table[stays]
     if left.empty: return left["kind"].astype(float)
     wanted, have = rate * table.groupby("kind").size(), left.groupby("kind").size()
     wanted = wanted[have.index] * (wanted.sum() / wanted[have.index].sum())
-    if (short := (wanted / have).max()) > 1: raise UserError(f"ablation_rate = {rate:g} needs more rows than are left without the part in question ({len(left)} of {len(table)}, by kind {have.to_dict()}). Set it to {int(1000 * rate / short) / 1000:g} or less.")
+    if (short := (wanted / have).max()) > 1:
+        raise UserError(
+            f"ablation_rate = {rate:g} needs more rows than are left without the part in question "
+            f"({len(left)} of {len(table)}, by kind {have.to_dict()}). "
+            f"Set it to {int(1000 * rate / short) / 1000:g} or less."
+        )
     return left["kind"].map(wanted / have)
 
 # %% ../nbs/12b_ablations.ipynb #51d9158b
@@ -51,17 +58,27 @@ def other_scores_stage(
     from compeffdist.difficulty import _perplexity, load_scorer
     proxy, shipped = measure != "ifd", students_folder()/measure.removeprefix("package:")
     base = [f"base-{settings.families[0]}"] * (not proxy and settings.difficulty_model == "student")
-    keys = ("difficulty_model", "difficulty_revision", "difficulty_top_p", "difficulty_skip_top_rank", "student_dtype", "train_chat_template", "train_max_length")
+    keys = (
+        "difficulty_model", "difficulty_revision", "difficulty_top_p", "difficulty_skip_top_rank",
+        "student_dtype", "train_chat_template", "train_max_length",
+    )
     def build(out, work):
         from accelerate.utils.memory import clear_device_cache
         rows = store.rows("corpus", "corpus.parquet").select_columns(["id", "prompt", "answer"])
         model, tokenizer = load_proxy(measure, settings, store) if proxy else load_scorer(settings, store)[:2]
         scores = _measure(settings, model, tokenizer, rows, "rank" if proxy else "ifd", work, per_token=not proxy)
         del model; clear_device_cache(garbage_collection=True) # students are trained next
-        if not proxy: scores = scores.assign(perplexity=[None if v is None else _perplexity(list(v)) for v in scores.token_values], ifd=scores.ifd_score)
+        if not proxy:
+            scores = scores.assign(
+                perplexity=[None if v is None else _perplexity(list(v)) for v in scores.token_values],
+                ifd=scores.ifd_score,
+            )
         write_rows(out/"scores.parquet", scores[["id", "rank_score"] if proxy else ["id", "perplexity", "ifd"]])
         return dict(rows_in=len(rows), rows_out=int(scores.error.isna().sum()))
-    params = dict(measure=measure, digest=content_hash(shipped) if measure.startswith("package:") and shipped.is_dir() else None) | {k: getattr(settings, k) for k in keys}
+    params = dict(
+        measure=measure,
+        digest=content_hash(shipped) if measure.startswith("package:") and shipped.is_dir() else None,
+    ) | {k: getattr(settings, k) for k in keys}
     return store.stage(_scores(measure), build, inputs=["corpus", *base], params=params, code=["ablations"])
 
 def _scores(measure): return "scores-" + proxy_name(measure)
@@ -88,15 +105,34 @@ def ablation_rows(
         table = table.merge(scores[scores.rank_score.notna()], on="id", validate="one_to_one")
     if len(stages) > 2:
         other = store.rows(stages[2], "scores.parquet").to_pandas()
-        table = table.drop(columns=[c for c in other if c != "id" and c in table]).merge(other, on="id", how="left", validate="one_to_one")
+        table = (
+            table.drop(columns=[c for c in other if c != "id" and c in table])
+            .merge(other, on="id", how="left", validate="one_to_one")
+        )
     if system.method == "random":
-        chance = _chances(table, subset(table, system.subset, settings.seed) if system.subset else table.kind.notna(), system.rate)
+        chance = _chances(
+            table,
+            subset(table, system.subset, settings.seed) if system.subset else table.kind.notna(),
+            system.rate,
+        )
         left = table.loc[chance.index]
         chosen = left[row_draws(left["id"], seed) < chance.to_numpy()]
     else:
-        a, by = settings.sampling_a if system.a is None else system.a, None if (system.by or settings.sampling_by) == "overall" else "instruction"
-        chosen = table[selection(table, system.rate, system.method, a, by, seed, column=_COLUMNS.get(system.measure, "rank_score")).kept.to_numpy()]
-    if not len(chosen): raise UserError(f"The ablation {system.name!r} keeps none of {len(table)} rows. Raise ablation_rate, or use a larger corpus (corpus_size).")
+        a, by = (
+            settings.sampling_a if system.a is None else system.a,
+            None if (system.by or settings.sampling_by) == "overall" else "instruction",
+        )
+        chosen = table[
+            selection(
+                table, system.rate, system.method, a, by, seed,
+                column=_COLUMNS.get(system.measure, "rank_score"),
+            ).kept.to_numpy()
+        ]
+    if not len(chosen):
+        raise UserError(
+            f"The ablation {system.name!r} keeps none of {len(table)} rows. "
+            "Raise ablation_rate, or use a larger corpus (corpus_size)."
+        )
     return chosen
 
 # %% ../nbs/12b_ablations.ipynb #527906d5
@@ -110,7 +146,11 @@ def ablation_sample_stage(
         rows = ablation_rows(settings, store, system)
         write_rows(out/"sample.parquet", rows)
         return dict(rows_in=store.rows(_stages(system)[0], "corpus.parquet").num_rows, rows_out=len(rows))
-    params = {k: getattr(system, k) for k in ("method", "rate", "subset", "measure", "draw")} | dict(a=settings.sampling_a if system.a is None else system.a, by=system.by or settings.sampling_by, seed=settings.sampling_seed, corpus_seed=settings.seed)
+    params = {k: getattr(system, k) for k in ("method", "rate", "subset", "measure", "draw")} | dict(
+        a=settings.sampling_a if system.a is None else system.a,
+        by=system.by or settings.sampling_by,
+        seed=settings.sampling_seed, corpus_seed=settings.seed,
+    )
     return store.stage(system.sample_stage, build, inputs=_stages(system), params=params, code=["ablations"])
 
 def ablation_stages(
@@ -123,11 +163,29 @@ def ablation_stages(
     from compeffdist.workers import Job, run_jobs
     wanted = [s for s in systems(settings) if s.part in ABLATIONS]
     if not wanted: return []
-    controls = [s for s in systems(settings) if s.part == "main" and s.family == wanted[0].family and s.rate == settings.ablation_rate]
-    others = dict.fromkeys("ifd" if s.measure in ("perplexity", "ifd") else s.measure for s in wanted if s.measure not in ("rank", "length"))
+    controls = [
+        s for s in systems(settings)
+        if s.part == "main" and s.family == wanted[0].family and s.rate == settings.ablation_rate
+    ]
+    others = dict.fromkeys(
+        "ifd" if s.measure in ("perplexity", "ifd") else s.measure
+        for s in wanted
+        if s.measure not in ("rank", "length")
+    )
     done = [lineage_corpus_stage(settings, store, "knowdist")] # all of it, whatever lineage_rate is
     done += run_jobs(settings, [Job(m, "ablations", "other_scores_stage", (m,)) for m in others], "other measures")
-    done += [sampling_stage(settings, store, s.name, s.rate, s.method) for s in controls] + [ablation_sample_stage(settings, store, s) for s in wanted]
+    done += (
+        [sampling_stage(settings, store, s.name, s.rate, s.method) for s in controls]
+        + [ablation_sample_stage(settings, store, s) for s in wanted]
+    )
     wanted = controls + wanted
-    done += run_jobs(settings, [Job(s.name, "students", "student_stage", (s.family, s.name, s.sample_stage)) for s in wanted], "ablation students", train_processes(settings))
-    return done + run_jobs(settings, [Job(s.name, "evaluate", "evaluation_stage", (s.family, s.name, s.model_stage)) for s in wanted], "ablation evaluation")
+    done += run_jobs(
+        settings,
+        [Job(s.name, "students", "student_stage", (s.family, s.name, s.sample_stage)) for s in wanted],
+        "ablation students", train_processes(settings),
+    )
+    return done + run_jobs(
+        settings,
+        [Job(s.name, "evaluate", "evaluation_stage", (s.family, s.name, s.model_stage)) for s in wanted],
+        "ablation evaluation",
+    )

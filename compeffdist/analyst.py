@@ -14,7 +14,10 @@ from .reading import DIMENSIONS, Aspect, Facts, analyse, best_of, stance_scores,
 # %% ../nbs/03a_analyst.ipynb #c8422639
 _IN = r"input|sentence|text|review|tweet|post|comment|passage|document|message"
 _OUT = r"output|label|answer|sentiment|response|result|category|polarity|stance|emotion|class|prediction|analysis"
-_KEY = re.compile(rf"^[ \t>*]*(?:(?P<i>{_IN})|(?P<o>{_OUT})|(?P<t>target|topic|entity))\**[ \t]*:\**[ \t]*", re.I | re.M)
+_KEY = re.compile(
+    rf"^[ \t>*]*(?:(?P<i>{_IN})|(?P<o>{_OUT})|(?P<t>target|topic|entity))\**[ \t]*:\**[ \t]*",
+    re.I | re.M,
+)
 
 @dataclass(frozen=True)
 class Parsed:
@@ -47,13 +50,29 @@ def parse_prompt(
 
 # %% ../nbs/03a_analyst.ipynb #92b17992
 _ITEM = r"[\"'“‘`]?[^\s,;:.|/\"'“”()\[\]{}][^,;:.|/\"“”()\[\]{}\n]{0,30}?[\"'”’`]?"
-_LIST = re.compile(rf"({_ITEM}(?:\s*(?:,|;|\||/)\s*(?:or |and )?{_ITEM})*?(?:\s*,?\s*(?:or|and|\||/|vs\.?|,)\s*){_ITEM})(?=[\s.;:)\]}}]|$)", re.I)
-_CUE = re.compile(r"(?:one of|labels?|label set|options?|categories|classes|class(?:ify|ified)?|choose|choices?|among|between|either|values?|allowed|as|is|whether|are)\b[^:\n(]{0,45}?[:(]?\s*", re.I)
-_RANGE = re.compile(r"(-?\d+(?:\.\d+)?)\s*(?:\([^)]{0,40}\)\s*)?(?:to|–|—|-|and|through)\s*\+?(-?\d+(?:\.\d+)?)(?!\s*(?:words|sentences|tokens|examples))", re.I)
+_LIST = re.compile(
+    rf"({_ITEM}(?:\s*(?:,|;|\||/)\s*(?:or |and )?{_ITEM})*?"
+    rf"(?:\s*,?\s*(?:or|and|\||/|vs\.?|,)\s*){_ITEM})"
+    r"(?=[\s.;:)\]}]|$)", re.I,
+)
+_CUE = re.compile(
+    r"(?:one of|labels?|label set|options?|categories|classes|class(?:ify|ified)?|choose|choices?"
+    r"|among|between|either|values?|allowed|as|is|whether|are)\b[^:\n(]{0,45}?[:(]?\s*", re.I,
+)
+_RANGE = re.compile(
+    r"(-?\d+(?:\.\d+)?)\s*(?:\([^)]{0,40}\)\s*)?"
+    r"(?:to|–|—|-|and|through)\s*\+?(-?\d+(?:\.\d+)?)(?!\s*(?:words|sentences|tokens|examples))", re.I,
+)
 
 def _clean(label: str) -> str:
-    label = re.sub(r"^[^:]*\b(?:one of|either|labels?|allowed|values?|from|options?)\b[^:]{0,20}:", "", label, flags=re.I)
-    return re.sub(r"^(?:(?:either|or|and|the|a|an|as|is|are|of|between|one|from|whether|it)\s+)+", "", label.strip(" \t\"'“”‘’`*.,:;()[]{}"), flags=re.I).strip()
+    label = re.sub(
+        r"^[^:]*\b(?:one of|either|labels?|allowed|values?|from|options?)\b[^:]{0,20}:",
+        "", label, flags=re.I,
+    )
+    return re.sub(
+        r"^(?:(?:either|or|and|the|a|an|as|is|are|of|between|one|from|whether|it)\s+)+",
+        "", label.strip(" \t\"'“”‘’`*.,:;()[]{}"), flags=re.I,
+    ).strip()
 
 def _split(listing: str) -> tuple[str, ...]:
     parts = [_clean(x) for x in re.split(r"\s*[,;|/]\s*(?:or\s+|and\s+)?|\s+(?:or|and|vs\.?)\s+", listing)]
@@ -66,13 +85,27 @@ def label_sets(
     "Every list in an instruction that could be its label set."
     out, text = [], instruction[:6000]
     for line in re.split(r"\n|(?<=[.!?])\s", text):
-        for m in re.finditer(r"(?:one of|labels?|options?|categories|category|classes|choose from|choose|among|values?|allowed|either|between)\b[^:\n]{0,60}:\s*([^()\[\]{}]+)", line, re.I):
+        for m in re.finditer(
+            r"(?:one of|labels?|options?|categories|category|classes|choose from|choose"
+            r"|among|values?|allowed|either|between)\b[^:\n]{0,60}:\s*([^()\[\]{}]+)", line, re.I,
+        ):
             out.append(_split(m[1].rstrip(". ")))
         out += [_split(m) for m in re.findall(r"[(\[{]([^()\[\]{}]{3,400})[)\]}]", line)]
-        quoted = tuple(dict.fromkeys(_clean(q) for q in re.findall(r"[\"“`‘]([^\"“”`‘’\n]{1,40})[\"”`’]|(?<!\w)'([^'\n]{1,40})'", line) for q in q if q))
+        quoted = tuple(dict.fromkeys(
+            _clean(q)
+            for q in re.findall(r"[\"“`‘]([^\"“”`‘’\n]{1,40})[\"”`’]|(?<!\w)'([^'\n]{1,40})'", line)
+            for q in q if q
+        ))
         out.append(quoted)
-        out += [_split(m[1]) for c in _CUE.finditer(line) if (m := re.compile(r"([^.:()\n]{3,300})").match(line, c.end()))]
-    out.append(tuple(_clean(b) for b in re.findall(r"^\s*(?:[-*•]|\d+[.)])\s*\**([^:\n]{1,40}?)\**\s*(?::|–|—| - |$)", text, re.M)))
+        out += [
+            _split(m[1])
+            for c in _CUE.finditer(line)
+            if (m := re.compile(r"([^.:()\n]{3,300})").match(line, c.end()))
+        ]
+    out.append(tuple(
+        _clean(b)
+        for b in re.findall(r"^\s*(?:[-*•]|\d+[.)])\s*\**([^:\n]{1,40}?)\**\s*(?::|–|—| - |$)", text, re.M)
+    ))
     out += re.findall(r"\b(yes)\W{1,4}(?:or|and)?\W{0,3}(no)\b|\b(true)\W{1,4}(?:or|and)?\W{0,3}(false)\b", text, re.I)
     return tuple(dict.fromkeys(t for s in out if len(t := tuple(x for x in s if x)) >= 2))
 
@@ -83,13 +116,16 @@ def _norm(label: str) -> str:
 @functools.cache
 def _synonyms() -> dict[str, dict[str, str]]:
     "dimension -> {any known name: canonical}."
-    return {d: {_norm(s): c for c, names in spec["labels"].items() for s in (*names, c)} for d, spec in DIMENSIONS.items()}
+    return {
+        d: {_norm(s): c for c, names in spec["labels"].items() for s in (*names, c)}
+        for d, spec in DIMENSIONS.items()
+    }
 
 @functools.lru_cache(maxsize=8192)
 def map_labels(
     labels: tuple[str, ...], # a label set as written in a prompt
     instruction: str = "", # its words help to choose between dimensions
-) -> tuple[str | None, dict[str, str]]: # (dimension, {label: canonical}); (None, {}) when it means nothing to the analyst
+) -> tuple[str | None, dict[str, str]]: # (dimension, {label: canonical}); (None, {}) if unknown to the analyst
     "Recognise a label set by the names its labels go by."
     best, words = (0.0, None, {}), set(re.findall(r"[a-z]+", instruction.lower()))
     for d, names in _synonyms().items():
@@ -136,9 +172,16 @@ def _json_plan(instruction: str, outputs: Sequence[str]) -> Plan | None:
             for k, v in row.items(): values.setdefault(k, []).append(v if isinstance(v, str) else json.dumps(v))
     low = instruction.lower()
     if not fields and shape != "strings":
-        if not re.search(r"\bjson\b|\[\s*\{|\{\s*[\"']", low) and not any(o.lstrip()[:1] in ("[", "{") for o in outputs): return None
+        if (
+            not re.search(r"\bjson\b|\[\s*\{|\{\s*[\"']", low)
+            and not any(o.lstrip()[:1] in ("[", "{") for o in outputs)
+        ):
+            return None
         fields = _named_fields(instruction)
-        array = re.search(r"\barray|\[\s*\{|\blists?\b(?! of (?:the )?(?:fields|keys))", low) or any(o.lstrip()[:1] == "[" for o in outputs)
+        array = (
+            re.search(r"\barray|\[\s*\{|\blists?\b(?! of (?:the )?(?:fields|keys))", low)
+            or any(o.lstrip()[:1] == "[" for o in outputs)
+        )
         shape = ("array" if array else "object") if fields else "strings"
     return Plan("json", fields=fields, shape=shape, values={k: tuple(dict.fromkeys(v)) for k, v in values.items()})
 
@@ -149,7 +192,8 @@ def _named_fields(instruction: str) -> tuple[str, ...]:
         [q for q in re.findall(r"[\"'`“]([A-Za-z][\w \-]{1,30})[\"'`”]", instruction) if "_" in q or _norm(q) in known]
     after = re.search(r"(?:fields|keys|attributes|properties|with)\b[^:\n]{0,30}?[:\s]\s*(.+)", instruction, re.I)
     plain = [w for w in re.findall(r"[a-z]+(?:_[a-z]+)+", instruction)]
-    if not quoted and not plain and after: plain = [w for w in re.findall(r"[A-Za-z_]+", after[1]) if _norm(w) in known]
+    if not quoted and not plain and after:
+        plain = [w for w in re.findall(r"[A-Za-z_]+", after[1]) if _norm(w) in known]
     return tuple(dict.fromkeys(q for q in (quoted or plain) if _norm(q) not in _synonyms()["polarity"]))
 
 # %% ../nbs/03a_analyst.ipynb #710641b9
@@ -175,11 +219,20 @@ def plan(
     for rank, labels in enumerate(label_sets(instruction)):
         mapped = map_labels(labels, instruction)
         covered = sum(_norm(o) in {_norm(l) for l in labels} for o in short) / max(len(short), 1)
-        score = 3 * covered + 2 * len(mapped[1]) / len(labels) + 0.02 * len(labels) - 0.001 * rank + 0.5 * bool(re.search(r"one of|label|classif|categor|choose|option|answer|decide|determine", low))
+        score = (
+            3 * covered + 2 * len(mapped[1]) / len(labels)
+            + 0.02 * len(labels) - 0.001 * rank
+            + 0.5 * bool(re.search(r"one of|label|classif|categor|choose|option|answer|decide|determine", low))
+        )
         if (covered or mapped[0] or not short) and score > best[0]: best = (score, labels, mapped)
     labels, mapped = best[1], best[2]
-    asked = re.search(r"one of|label|classif|categor(?:y|ise|ize)|choose|option|answer with|respond with|reply with|output (?:only|exactly|either)|decide|determine whether|yes or no|select|assign", low)
-    if short and (not labels or any(_norm(o) not in {_norm(l) for l in labels} for o in short)): labels = tuple(dict.fromkeys((*labels, *short))) if labels and mapped[0] else short
+    asked = re.search(
+        r"one of|label|classif|categor(?:y|ise|ize)|choose|option|answer with|respond with|reply with"
+        r"|output (?:only|exactly|either)|decide|determine whether|yes or no|select|assign",
+        low,
+    )
+    if short and (not labels or any(_norm(o) not in {_norm(l) for l in labels} for o in short)):
+        labels = tuple(dict.fromkeys((*labels, *short))) if labels and mapped[0] else short
     if labels and (short or asked):
         if short: labels = tuple({_norm(o): o for o in short}.get(_norm(l), l) for l in labels)
         return Plan("labels", labels, *map_labels(labels, instruction))
@@ -194,7 +247,10 @@ def _yes(instruction: str, facts: Facts, target: str) -> bool:
     low = instruction.lower()
     if re.search(r"sarcas|iron", low): return facts.irony == "irony"
     if re.search(r"recommend|return|buy again", low): return facts.valence > 0
-    for word, good in (("negative", False), ("positive", True), ("complain", False), ("satisf", True), ("critic", False), ("happy", True)):
+    for word, good in (
+        ("negative", False), ("positive", True), ("complain", False),
+        ("satisf", True), ("critic", False), ("happy", True),
+    ):
         if word in low: return (facts.valence > 0) == good
     for c, names in DIMENSIONS["emotion"]["labels"].items():
         if any(re.search(rf"\b{re.escape(n)}\b", low) for n in names): return facts.emotion == c
@@ -212,21 +268,35 @@ def _label(p: Plan, instruction: str, facts: Facts, target: str) -> str:
         yes = _yes(instruction, facts, target)
         return names["yes" if yes else "no"] if "yes" in names else names["true" if yes else "false"]
     words = {k.low for k in tokenize(facts.text)}
-    lexicon, canon = tables().lexicon, {_norm(a.category) for a in facts.aspects} | {a.term.lower() for a in facts.aspects}
+    lexicon, canon = (
+        tables().lexicon,
+        {_norm(a.category) for a in facts.aspects} | {a.term.lower() for a in facts.aspects},
+    )
     def fit(label: str) -> tuple[float, float]:
         own = set(_norm(label).split())
-        known = sum(facts.scores[d].get(m[_norm(label)], -1) >= max(facts.scores[d].values()) for d, m in _synonyms().items() if d != "stance" and _norm(label) in m)
-        return known + len(own & words) + len(own & canon), -abs(sum(lexicon.get(w, 0.0) for w in own) / 3 - facts.valence)
+        known = sum(
+            facts.scores[d].get(m[_norm(label)], -1) >= max(facts.scores[d].values())
+            for d, m in _synonyms().items()
+            if d != "stance" and _norm(label) in m
+        )
+        return (
+            known + len(own & words) + len(own & canon),
+            -abs(sum(lexicon.get(w, 0.0) for w in own) / 3 - facts.valence),
+        )
     return max(p.labels, key=fit)
 
 # %% ../nbs/03a_analyst.ipynb #a8a2c05c
 def _score(p: Plan, instruction: str, facts: Facts) -> str:
     "A number in the range asked for: intensity, irony and intimacy by their own scale, anything else by valence."
     low, x = instruction.lower(), (facts.valence + 1) / 2
-    if re.search(r"intens|strength|strong|emphas|arousal|passion|exagger", low): x = min(1.0, max(abs(facts.valence), 0.75 + facts.scores["intensity"]["high"]))
-    elif re.search(r"sarcas|iron", low): x = min(1.0, max(0.0, (facts.scores["irony"]["irony"] + 1.1) / 4))
-    elif re.search(r"intima|personal|private", low): x = min(1.0, max(0.0, (3.0 + facts.scores["intimacy"]["highly intimate"] - 1) / 3))
-    elif re.search(r"negativ|frustrat|dissatisf|anger|severity|toxic", low) and p.low >= 0 and "positiv" not in low: x = 1 - x
+    if re.search(r"intens|strength|strong|emphas|arousal|passion|exagger", low):
+        x = min(1.0, max(abs(facts.valence), 0.75 + facts.scores["intensity"]["high"]))
+    elif re.search(r"sarcas|iron", low):
+        x = min(1.0, max(0.0, (facts.scores["irony"]["irony"] + 1.1) / 4))
+    elif re.search(r"intima|personal|private", low):
+        x = min(1.0, max(0.0, (3.0 + facts.scores["intimacy"]["highly intimate"] - 1) / 3))
+    elif re.search(r"negativ|frustrat|dissatisf|anger|severity|toxic", low) and p.low >= 0 and "positiv" not in low:
+        x = 1 - x
     value = p.low + x * (p.high - p.low)
     return str(round(value)) if p.whole else f"{value:.1f}"
 
@@ -255,7 +325,11 @@ def _category_map(instruction: str, seen: tuple[str, ...]) -> dict[str, str]:
             if _norm(name) in by: return by[_norm(name)]
         words = {w for n in table[category] for w in _norm(n).split()} - {"general", "quality", "options", "style"}
         head = _norm(category).replace("drinks", "drink").split()
-        return max(allowed, key=lambda l: (len(words & set(_norm(l.replace("#", " ")).split())), bool(set(head) & set(_norm(l).split())), "general" in l.lower() or "overall" in l.lower() or l.lower().startswith("other")))
+        return max(allowed, key=lambda l: (
+            len(words & set(_norm(l.replace("#", " ")).split())),
+            bool(set(head) & set(_norm(l).split())),
+            "general" in l.lower() or "overall" in l.lower() or l.lower().startswith("other"),
+        ))
     return {c: nearest(c) for c in table}
 
 def _polarity_name(polarity: str, instruction: str, seen: tuple[str, ...]) -> str:
@@ -282,7 +356,10 @@ def _rows(p: Plan, kinds: Mapping[str, str], facts: Facts) -> list[Aspect]:
     for group in merged.values():
         total = sum(a.valence for a in group)
         polarity = "positive" if total > 0.2 else "negative" if total < -0.2 else "neutral"
-        out.append(Aspect(group[0].term, group[0].category, group[0].opinion, polarity, group[0].holder, group[0].expression, total, group[0].start))
+        out.append(Aspect(
+            group[0].term, group[0].category, group[0].opinion, polarity,
+            group[0].holder, group[0].expression, total, group[0].start,
+        ))
     return out
 
 # %% ../nbs/03a_analyst.ipynb #6b3e43c9
@@ -291,15 +368,25 @@ def _json(p: Plan, instruction: str, facts: Facts, target: str, rng: random.Rand
     if p.shape == "strings":
         low = instruction.lower()
         terms = list(dict.fromkeys(a.term for a in facts.aspects if a.term))
-        return json.dumps(terms if re.search(r"aspect|target|entit|noun|feature|topic", low) else list(dict.fromkeys(facts.evidence)), ensure_ascii=False)
+        return json.dumps(
+            terms if re.search(r"aspect|target|entit|noun|feature|topic", low)
+            else list(dict.fromkeys(facts.evidence)),
+            ensure_ascii=False,
+        )
     kinds = {f: _kind(f) for f in p.fields}
     if p.shape == "array" and set(kinds.values()) & {"term", "category", "opinion", "expression", "holder"}:
         null = any("NULL" in v for v in p.values.values()) or "null" in instruction.lower() or "term" in kinds.values()
-        rows = [{f: _cell(f, k, a, p, instruction, facts, target, null) for f, k in kinds.items()} for a in _rows(p, kinds, facts)]
+        rows = [
+            {f: _cell(f, k, a, p, instruction, facts, target, null) for f, k in kinds.items()}
+            for a in _rows(p, kinds, facts)
+        ]
         rows = list({json.dumps(r, ensure_ascii=False): r for r in rows}.values())
         if not rows and "holder" in kinds.values(): rows = [dict.fromkeys(p.fields, "NULL")]
         return json.dumps(rows, ensure_ascii=False)
-    first = next((a for a in facts.aspects if a.opinion), None) or Aspect("", "place", facts.evidence[0] if facts.evidence else "", facts.polarity)
+    first = (
+        next((a for a in facts.aspects if a.opinion), None)
+        or Aspect("", "place", facts.evidence[0] if facts.evidence else "", facts.polarity)
+    )
     row = {f: _cell(f, k, first, p, instruction, facts, target, True) for f, k in kinds.items()}
     return json.dumps([row] if p.shape == "array" else row, ensure_ascii=False)
 
@@ -318,10 +405,17 @@ def _cell(f: str, kind: str, a: Aspect, p: Plan, instruction: str, facts: Facts,
     per_aspect = p.shape == "array"
     if kind == "term":
         before = facts.text[:max(a.start, 0)].split()[-1:]
-        if a.term and before and before[0].lower() in _DETERMINERS and any(v.split()[:1] and v.split()[0].lower() in _DETERMINERS for v in seen):
+        if (
+            a.term and before and before[0].lower() in _DETERMINERS
+            and any(v.split()[:1] and v.split()[0].lower() in _DETERMINERS for v in seen)
+        ):
             return facts.text[a.start - len(before[0]) - 1:a.start] + a.term
         return a.term or empty
-    if kind == "category": return _category_map(instruction, () if _allowed_categories(instruction) else seen if len(seen) > 3 else ())[a.category]
+    if kind == "category":
+        return _category_map(
+            instruction,
+            () if _allowed_categories(instruction) else seen if len(seen) > 3 else (),
+        )[a.category]
     if kind == "polarity": return _polarity_name(a.polarity if per_aspect else facts.polarity, instruction, seen)
     if kind in ("opinion", "expression"): return (a.opinion if kind == "opinion" else a.expression) or empty
     if kind == "holder": return a.holder or empty
@@ -335,9 +429,17 @@ def _cell(f: str, kind: str, a: Aspect, p: Plan, instruction: str, facts: Facts,
         return round(low + (facts.valence + 1) / 2 * (high - low))
     if seen and all(x in ("true", "false") for x in seen): return _yes(f + " " + instruction, facts, target)
     for d in ((kind,) if kind in DIMENSIONS else ()):
-        allowed = next((s for s in (seen if len(seen) > 1 else (), *label_sets(instruction)) if s and map_labels(tuple(s))[0] == d), ())
-        return _label(Plan("labels", tuple(allowed), *map_labels(tuple(allowed))), instruction, facts, target) if allowed else best_of(_dimension_scores(d, facts, target))
-    if len(seen) > 1 and all(len(x.split()) <= 4 for x in seen): return _label(Plan("labels", seen, *map_labels(seen, f)), f, facts, target)
+        allowed = next((
+            s for s in (seen if len(seen) > 1 else (), *label_sets(instruction))
+            if s and map_labels(tuple(s))[0] == d
+        ), ())
+        return (
+            _label(Plan("labels", tuple(allowed), *map_labels(tuple(allowed))), instruction, facts, target)
+            if allowed
+            else best_of(_dimension_scores(d, facts, target))
+        )
+    if len(seen) > 1 and all(len(x.split()) <= 4 for x in seen):
+        return _label(Plan("labels", seen, *map_labels(seen, f)), f, facts, target)
     return facts.evidence[0] if facts.evidence else empty
 
 def _quote(evidence: Sequence[str]) -> str:
@@ -348,13 +450,29 @@ def _prose(instruction: str, facts: Facts, target: str, rng: random.Random) -> s
     "Two to four sentences on the dimensions that the instruction mentions."
     templates = tables().prose
     words = set(re.findall(r"[a-z\-]+", instruction.lower()))
-    rank = {d: len(words & set(spec["keywords"])) for d, spec in DIMENSIONS.items() if d != "stance" or target or {"stance", "position"} & words}
+    rank = {
+        d: len(words & set(spec["keywords"]))
+        for d, spec in DIMENSIONS.items()
+        if d != "stance" or target or {"stance", "position"} & words
+    }
     chosen = [d for d in sorted(rank, key=lambda d: -rank[d]) if rank[d]][:2]
-    chosen = list(dict.fromkeys([*chosen, "polarity"]))[:2] + ["category"] * ("category" not in chosen and any(a.term for a in facts.aspects))
-    listed = [f"{term} ({polarity})" for term, polarity in {a.term: a.polarity for a in facts.aspects if a.term}.items()][:3] or [facts.scores["category"] and best_of(facts.scores["category"])]
+    chosen = (
+        list(dict.fromkeys([*chosen, "polarity"]))[:2]
+        + ["category"] * ("category" not in chosen and any(a.term for a in facts.aspects))
+    )
+    listed = (
+        [
+            f"{term} ({polarity})"
+            for term, polarity in {a.term: a.polarity for a in facts.aspects if a.term}.items()
+        ][:3]
+        or [facts.scores["category"] and best_of(facts.scores["category"])]
+    )
     slots = {d: best_of(facts.scores[d]) for d in facts.scores} | {
-        "evidence": _quote(facts.evidence[:2]) if facts.evidence else rng.choice(templates["none"]), "aspects": ", ".join(listed),
-        "target": target or next((a.term for a in facts.aspects if a.term), "its subject"), "stance": best_of(stance_scores(facts.text, target))}
+        "evidence": _quote(facts.evidence[:2]) if facts.evidence else rng.choice(templates["none"]),
+        "aspects": ", ".join(listed),
+        "target": target or next((a.term for a in facts.aspects if a.term), "its subject"),
+        "stance": best_of(stance_scores(facts.text, target)),
+    }
     said = [rng.choice(templates[d]).format(**slots) for d in chosen]
     return " ".join(s for s in [*said, rng.choice(templates["closing"]).format(**slots)] if s)
 
@@ -387,7 +505,10 @@ def garble(
 ) -> str: # the answer as an LLM might spoil it
     "Spoil an answer: cut it off, drop a field, wrap it in prose, or refuse."
     prose = tables().prose
-    how = rng.choice(("cut", "field", "wrap", "wrap", "preamble", "refuse") if text[:1] in "[{" else ("preamble", "preamble", "refuse", "wrap"))
+    how = rng.choice(
+        ("cut", "field", "wrap", "wrap", "preamble", "refuse") if text[:1] in "[{"
+        else ("preamble", "preamble", "refuse", "wrap")
+    )
     if how == "cut": return text[:max(1, int(len(text) * rng.uniform(0.3, 0.9)))]
     if how == "field": return re.sub(r'"\w+": "[^"]*",? ?', "", text, count=1)
     if how == "wrap": return rng.choice(prose["preamble"]) + text + rng.choice(prose["afterword"])

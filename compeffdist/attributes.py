@@ -17,7 +17,10 @@ from .teacher import Request, ask, load_teacher, teacher_params
 
 # %% ../nbs/04_attributes.ipynb #dd3dd6cd
 ENUMERATE_PROMPT = """Brainstorm the sentiment-related attributes of the text at the end: as many as you can find.
-An attribute is a general property through which feelings, opinions or attitudes can be described. It must make sense for other texts as well, so do not name an attribute after a detail of this one. Think of feelings and their strength, of attitudes towards what is talked about, of style and of the relation to the reader.
+An attribute is a general property through which feelings, opinions or attitudes can be described. \
+It must make sense for other texts as well, so do not name an attribute after a detail of this one. \
+Think of feelings and their strength, of attitudes towards what is talked about, \
+of style and of the relation to the reader.
 For every attribute say in one sentence what it captures, and give the value it takes in this text.
 
 Answer with a numbered list, one attribute per item, in this form:
@@ -49,7 +52,10 @@ def split_items(
     return [re.sub(r"\n[ \t]+", "\n", response[m.end():end]) for m, end in zip(starts, ends)]
 
 # %% ../nbs/04_attributes.ipynb #c54e2ef7
-_CORE = r"(?<![A-Za-z0-9])(attribute[ \t]+)?(description|value)(?![A-Za-z0-9])(?:[ \t*_\])]*[-–—:=][ \t*_]*|[ \t*_\])]*\n[ \t]*)"
+_CORE = (
+    r"(?<![A-Za-z0-9])(attribute[ \t]+)?(description|value)(?![A-Za-z0-9])"
+    r"(?:[ \t*_\])]*[-–—:=][ \t*_]*|[ \t*_\])]*\n[ \t]*)"
+)
 _LABEL, _FIELD = re.compile(_CORE, re.I), re.compile(r"[ \t*_\[(]*" + _CORE, re.I)
 _FRAME, _BEFORE = " \t-–—•*_[(", "\n.;,!?:|])\"'”’"
 
@@ -73,14 +79,20 @@ def find_fields(
 
 # %% ../nbs/04_attributes.ipynb #5a033d21
 _TAIL = re.compile(r"\n\s*\n")
-_REMARK = re.compile(r"\n(?=(?:overall|in summary|in conclusion|note that|please note|these|this list|i hope|let me know|to sum up|the above)\b)", re.I)
+_REMARK = re.compile(
+    r"\n(?=(?:overall|in summary|in conclusion|note that|please note|these|this list"
+    r"|i hope|let me know|to sum up|the above)\b)",
+    re.I,
+)
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 
 def _edges(text):
     "Drop bold marks, and brackets at the edges that have no partner."
     text = re.sub(r"\*\*|__", "", text).strip(" \t\n*_;|")
-    while text and text[-1] in _PAIRS and text.count(text[-1]) > text.count(_PAIRS[text[-1]]): text = text[:-1].rstrip()
-    while text and text[0] in "([{" and text.count(text[0]) > text.count({v: k for k, v in _PAIRS.items()}[text[0]]): text = text[1:].lstrip()
+    while text and text[-1] in _PAIRS and text.count(text[-1]) > text.count(_PAIRS[text[-1]]):
+        text = text[:-1].rstrip()
+    while text and text[0] in "([{" and text.count(text[0]) > text.count({v: k for k, v in _PAIRS.items()}[text[0]]):
+        text = text[1:].lstrip()
     return " ".join(text.split())
 
 def _clean_name(text):
@@ -121,7 +133,7 @@ def parse_item(
 # %% ../nbs/04_attributes.ipynb #a8b68c4d
 def parse_response(
     response: str|None, # a teacher's answer; None for a request that failed for good
-) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]: # triples (name, description, value); malformed items (reason, item)
+) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]: # (name, description, value); malformed (reason, item)
     "Read an enumeration answer (A2): the attributes found, and each item that could not be read with its reason."
     if not response or not response.strip(): return [], [("empty answer", "")]
     items = split_items(response)
@@ -159,8 +171,13 @@ def count_attributes(
     mentions: Iterable[dict], # rows with attribute, raw_name, description
     min_count: int = 10, # keep attributes seen more often than this
 ) -> list[dict]: # attribute, count, description, raw_names, raw_counts; most frequent first
-    "Aggregate mentions into the attribute table of step A2; a description is the most common of the first 64 different ones."
-    if min_count < 0: raise UserError(f"attributes_min_count = {min_count} is negative. Use 0 to keep every name, 10 for the paper's threshold.")
+    """Aggregate mentions into the attribute table of step A2;
+    a description is the most common of the first 64 different ones."""
+    if min_count < 0:
+        raise UserError(
+            f"attributes_min_count = {min_count} is negative. "
+            "Use 0 to keep every name, 10 for the paper's threshold."
+        )
     counts, descriptions, raw = Counter(), defaultdict(Counter), defaultdict(Counter)
     for row in mentions:
         counts[row["attribute"]] += 1
@@ -171,7 +188,10 @@ def count_attributes(
     for name, count in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])):
         if count <= min_count: break
         spellings = sorted(raw[name].items(), key=lambda kv: (-kv[1], kv[0]))
-        rows.append(dict(attribute=name, count=count, description=_best_description(descriptions[name]), raw_names=[s for s, _ in spellings], raw_counts=[c for _, c in spellings]))
+        rows.append(dict(
+            attribute=name, count=count, description=_best_description(descriptions[name]),
+            raw_names=[s for s, _ in spellings], raw_counts=[c for _, c in spellings],
+        ))
     return rows
 
 # %% ../nbs/04_attributes.ipynb #b5bf50c6
@@ -181,7 +201,11 @@ def mentions_of(
 ) -> tuple[list[dict], list[dict]]: # rows of mentions.parquet, rows of malformed.parquet
     "The rows that one answer contributes."
     triples, malformed = parse_response(response)
-    rows = [dict(text_id=text_id, raw_name=n, attribute=a, description=d, value=v) for n, d, v in triples for a in normalise_name(n)]
+    rows = [
+        dict(text_id=text_id, raw_name=n, attribute=a, description=d, value=v)
+        for n, d, v in triples
+        for a in normalise_name(n)
+    ]
     lost = malformed + [("name empty after normalisation", n) for n, _, _ in triples if not normalise_name(n)]
     return rows, [dict(text_id=text_id, reason=r, item=i) for r, i in lost]
 
@@ -193,7 +217,13 @@ def collect_mentions(
     settings: Settings, # max_words and enumerate_…
 ) -> tuple[list[dict], list[dict]]: # rows of mentions.parquet, rows of malformed.parquet
     "Ask about every text and read the answers (A1); texts without an answer add nothing, `asker` counts them."
-    requests = [Request(id=f"enumerate/{i}", prompt=enumerate_prompt(t, settings.max_words), temperature=settings.enumerate_temperature, max_tokens=settings.enumerate_max_tokens) for i, t in zip(ids, texts)]
+    requests = [
+        Request(
+            id=f"enumerate/{i}", prompt=enumerate_prompt(t, settings.max_words),
+            temperature=settings.enumerate_temperature, max_tokens=settings.enumerate_max_tokens,
+        )
+        for i, t in zip(ids, texts)
+    ]
     parsed = [mentions_of(i, r.text) for i, r in zip(ids, asker(requests)) if r.text is not None]
     return [row for found, _ in parsed for row in found], [row for _, lost in parsed for row in lost]
 
@@ -215,15 +245,28 @@ def attributes_stage(
         texts = store.rows("texts", "texts.parquet")
         responses = []
         def asker(requests):
-            responses.extend(ask(load_teacher(settings), requests, store.record, settings.seed, stage="attributes", max_failure_rate=settings.teacher_max_failure_rate))
+            responses.extend(ask(
+                load_teacher(settings), requests, store.record, settings.seed,
+                stage="attributes", max_failure_rate=settings.teacher_max_failure_rate,
+            ))
             return responses
         mentions, malformed = collect_mentions(texts["id"], texts["text"], asker, settings)
         attributes = count_attributes(mentions, settings.attributes_min_count)
-        if not attributes: raise UserError(f"No attribute was seen more than {settings.attributes_min_count} times in {len(texts)} texts ({len(mentions)} mentions, {len(malformed)} malformed items). Lower attributes_min_count, use more texts, or look at the teacher's answers in {store.record.path}.")
+        if not attributes:
+            raise UserError(
+                f"No attribute was seen more than {settings.attributes_min_count} times in {len(texts)} texts "
+                f"({len(mentions)} mentions, {len(malformed)} malformed items). "
+                "Lower attributes_min_count, use more texts, "
+                f"or look at the teacher's answers in {store.record.path}."
+            )
         write_rows(out/"mentions.parquet", _frame(mentions, _MENTION))
         write_rows(out/"attributes.parquet", attributes)
         write_rows(out/"malformed.parquet", _frame(malformed, _MALFORMED))
-        return dict(rows_in=len(texts), rows_out=len(attributes), mentions=len(mentions), names=len({m["attribute"] for m in mentions}), malformed=len(malformed), dead=sum(r.text is None for r in responses))
+        return dict(
+            rows_in=len(texts), rows_out=len(attributes),
+            mentions=len(mentions), names=len({m["attribute"] for m in mentions}),
+            malformed=len(malformed), dead=sum(r.text is None for r in responses),
+        )
     keys = ("seed", "max_words", "enumerate_temperature", "enumerate_max_tokens", "attributes_min_count")
     params = teacher_params(settings) | {k: getattr(settings, k) for k in keys}
     return store.stage("attributes", build, inputs=["texts"], params=params, code=["attributes", "teacher"])

@@ -27,8 +27,15 @@ def tables(
     return json.loads((_folder()/f"author_{name}.json").read_text(encoding="utf-8"))
 
 # %% ../nbs/03b_author.ipynb #f2ad2483
-_ALWAYS = dict(polarity=1.0, intensity=0.8, style=0.8, subjectivity=0.35, recommendation=0.35, emotion=0.5, irony=0.3, intimacy=0.35, stance=0.12)
-_POLITICS = re.compile(r"\b(?:vot\w+|president\w*|senat\w+|governor|mayor|congress\w*|elect\w+|party|polic\w+|tax\w*|law|government|campaign\w*|republican\w*|democrat\w*|border|reform|candidate)\b", re.I)
+_ALWAYS = dict(
+    polarity=1.0, intensity=0.8, style=0.8, subjectivity=0.35, recommendation=0.35,
+    emotion=0.5, irony=0.3, intimacy=0.35, stance=0.12,
+)
+_POLITICS = re.compile(
+    r"\b(?:vot\w+|president\w*|senat\w+|governor|mayor|congress\w*|elect\w+|party|polic\w+|tax\w*|law"
+    r"|government|campaign\w*|republican\w*|democrat\w*|border|reform|candidate)\b",
+    re.I,
+)
 
 def group_weights(
     facts, # what the analyst found in the text
@@ -63,7 +70,11 @@ def pick_attributes(
 
 # %% ../nbs/03b_author.ipynb #98bb8743
 def _degree(facts, rng):
-    return {"low": ["Low", "Mild", "Slight"], "moderate": ["Moderate", "Medium", "Noticeable"], "high": ["High", "Strong", "Very strong"]}[facts.intensity]
+    return {
+        "low": ["Low", "Mild", "Slight"],
+        "moderate": ["Moderate", "Medium", "Noticeable"],
+        "high": ["High", "Strong", "Very strong"],
+    }[facts.intensity]
 
 def attribute_value(
     group: str, # the attribute's group
@@ -73,11 +84,23 @@ def attribute_value(
 ) -> str: # a value as an LLM would state it
     "State an attribute's value, often with evidence."
     aspect = next((a for a in facts.aspects if group in a.category), None)
-    options = {"intensity": _degree(facts, rng), "emotion": [facts.emotion.capitalize(), f"{facts.emotion} ({facts.intensity})"], "irony": ["Ironic", "High"] if facts.irony == "irony" else ["Sincere", "None", "Low"],
-        "stance": {"positive": ["Supportive", "In favor"], "negative": ["Critical", "Opposed"]}.get(facts.polarity, ["Not stated", "Neutral"]),
-        "intimacy": [facts.intimacy.capitalize()], "subjectivity": [facts.subjectivity.capitalize()], "style": [facts.formality.capitalize(), f"{facts.polarity}, {facts.formality}"],
-        "recommendation": [facts.recommendation.capitalize()]}.get(group, [facts.polarity.capitalize(), facts.polarity])
-    value = rng.choice(options if aspect is None else [aspect.polarity.capitalize(), f"{aspect.polarity} ({aspect.opinion})"])
+    options = {
+        "intensity": _degree(facts, rng),
+        "emotion": [facts.emotion.capitalize(), f"{facts.emotion} ({facts.intensity})"],
+        "irony": ["Ironic", "High"] if facts.irony == "irony" else ["Sincere", "None", "Low"],
+        "stance": {
+            "positive": ["Supportive", "In favor"],
+            "negative": ["Critical", "Opposed"],
+        }.get(facts.polarity, ["Not stated", "Neutral"]),
+        "intimacy": [facts.intimacy.capitalize()],
+        "subjectivity": [facts.subjectivity.capitalize()],
+        "style": [facts.formality.capitalize(), f"{facts.polarity}, {facts.formality}"],
+        "recommendation": [facts.recommendation.capitalize()],
+    }.get(group, [facts.polarity.capitalize(), facts.polarity])
+    value = rng.choice(
+        options if aspect is None
+        else [aspect.polarity.capitalize(), f"{aspect.polarity} ({aspect.opinion})"]
+    )
     words = text.replace('"', "").split()
     if rng.random() < 0.4 and words:
         i = rng.randrange(len(words)); quote = " ".join(words[i:i + rng.randint(2, 4)])
@@ -86,8 +109,17 @@ def attribute_value(
 
 # %% ../nbs/03b_author.ipynb #5c5b4709
 _LEADS = ["This attribute captures {d}.", "It measures {d}.", "Refers to {d}.", "{D}."]
-_PREAMBLES = ["Here are the sentiment-related attributes of the text:", "Sure! Below is a list of attributes.", "**Sentiment-related attributes**", "I found the following attributes:"]
-_CLOSINGS = ["These attributes give a rounded picture of the sentiment in the text.", "I hope this list is useful. Let me know if more attributes are needed!", "Note: some values are a matter of interpretation."]
+_PREAMBLES = [
+    "Here are the sentiment-related attributes of the text:",
+    "Sure! Below is a list of attributes.",
+    "**Sentiment-related attributes**",
+    "I found the following attributes:",
+]
+_CLOSINGS = [
+    "These attributes give a rounded picture of the sentiment in the text.",
+    "I hope this list is useful. Let me know if more attributes are needed!",
+    "Note: some values are a matter of interpretation.",
+]
 
 def _item(n, name, description, value, style):
     "One list item in a given style."
@@ -106,23 +138,39 @@ def compose_attributes(
     "Answer the enumeration prompt."
     from compeffdist.analyst import analyse
     facts = analyse(text)
-    style = (rng.random() < 0.85, rng.choice([0, 0, 0, 0, 1, 2]), rng.choice([" - ", " - ", ": ", " – "]), rng.choice([0, 0, 0, 1, 2]), rng.choice([".", ".", ".", ")"]))
+    style = (
+        rng.random() < 0.85,
+        rng.choice([0, 0, 0, 0, 1, 2]),
+        rng.choice([" - ", " - ", ": ", " – "]),
+        rng.choice([0, 0, 0, 1, 2]),
+        rng.choice([".", ".", ".", ")"]),
+    )
     items = []
     for n, (group, name, description) in enumerate(pick_attributes(facts, text, rng), 1):
         lead = _LEADS[0 if rng.random() < 0.7 else rng.randrange(len(_LEADS))]
         described = lead.replace("{d}", description).replace("{D}", description.capitalize())
-        item = _item(n, name if rng.random() < 0.97 else f"Attribute: {name}", described, attribute_value(group, facts, text, rng), style)
+        item = _item(
+            n, name if rng.random() < 0.97 else f"Attribute: {name}",
+            described, attribute_value(group, facts, text, rng), style,
+        )
         items.append(item if rng.random() > 0.01 else re.sub(r"\W*(?:Attribute )?Value\W.*", "", item, flags=re.S))
     answer = rng.choice(["\n", "\n\n"]).join(items)
     if rng.random() < 0.04: return answer[:int(len(answer) * rng.uniform(0.6, 0.97))]
-    return (rng.choice(_PREAMBLES) + "\n\n" if rng.random() < 0.3 else "") + answer + ("\n\n" + rng.choice(_CLOSINGS) if rng.random() < 0.2 else "")
+    return (
+        (rng.choice(_PREAMBLES) + "\n\n" if rng.random() < 0.3 else "")
+        + answer
+        + ("\n\n" + rng.choice(_CLOSINGS) if rng.random() < 0.2 else "")
+    )
 
 # %% ../nbs/03b_author.ipynb #b6dd1020
 _AN = re.compile(r"\b([Aa]) (?=[aeiou])")
 
 def _clause(aspect, rng, mood=None):
     "One judged (or plain) aspect: 'the screen is dim'."
-    return f"the {rng.choice(aspect['terms'])} {rng.choice(aspect[mood or rng.choice(['good', 'bad', 'good', 'bad', 'neutral'])])}"
+    return (
+        f"the {rng.choice(aspect['terms'])} "
+        f"{rng.choice(aspect[mood or rng.choice(['good', 'bad', 'good', 'bad', 'neutral'])])}"
+    )
 
 def _aspect_text(domain, rng):
     "One to three clauses, sometimes with an opener or with a named holder."
@@ -130,11 +178,19 @@ def _aspect_text(domain, rng):
     mood = rng.choice(["good", "bad"])
     one, two = rng.sample(d["aspects"], 2)
     first, kind = _clause(one, rng, mood), rng.random()
-    if kind < 0.3: text = f"{first} {rng.choice(glue['contrast'])} {_clause(two, rng, 'bad' if mood == 'good' else 'good')}."
-    elif kind < 0.55: text = f"{first} {rng.choice(glue['also'])} {_clause(two, rng, mood)}."
-    elif kind < 0.7: text = f"{rng.choice(holder['holders'])} {rng.choice(holder[mood])} the {rng.choice(two['terms'])}, and {first}."
-    elif kind < 0.8: text = f"{_clause(two, rng, 'neutral')}; {first}."
-    else: text = f"{first}."
+    if kind < 0.3:
+        text = f"{first} {rng.choice(glue['contrast'])} {_clause(two, rng, 'bad' if mood == 'good' else 'good')}."
+    elif kind < 0.55:
+        text = f"{first} {rng.choice(glue['also'])} {_clause(two, rng, mood)}."
+    elif kind < 0.7:
+        text = (
+            f"{rng.choice(holder['holders'])} {rng.choice(holder[mood])} "
+            f"the {rng.choice(two['terms'])}, and {first}."
+        )
+    elif kind < 0.8:
+        text = f"{_clause(two, rng, 'neutral')}; {first}."
+    else:
+        text = f"{first}."
     if rng.random() < 0.45: text = rng.choice(d["openers"]).replace("{s}", rng.choice(d["subjects"])) + " " + text
     else: text = rng.choice(glue["hedges"]) + text
     return text + (rng.choice(glue["closers"]) if rng.random() < 0.2 else "")
@@ -162,22 +218,38 @@ def new_text(
 ) -> str: # a text; for the stance dimension followed by " Target: …"
     "Compose a short text."
     t, roll = tables("texts"), rng.random()
-    if dimension == "emotion" and roll < 0.85: text = rng.choice(t["emotion"][rng.choice(["anger", "joy", "sadness", "optimism"] * 3 + ["fear", "surprise", "disgust", "none"])])
-    elif dimension == "irony" and roll < 0.9: text = rng.choice(t["irony"][rng.choice(["irony", "literal"])]).replace("{n}", str(rng.randint(2, 40)))
-    elif dimension == "intimacy" and roll < 0.9: text = rng.choice(t["intimacy"][rng.choice(["high", "moderate", "none"])])
-    elif dimension == "subjectivity" and roll < 0.5: text = rng.choice(t["intimacy"]["none"] + t["emotion"]["none"] + t["domains"][domain]["neutral"]).replace("{s}", rng.choice(t["domains"][domain]["subjects"]))
+    if dimension == "emotion" and roll < 0.85:
+        text = rng.choice(t["emotion"][
+            rng.choice(["anger", "joy", "sadness", "optimism"] * 3 + ["fear", "surprise", "disgust", "none"])
+        ])
+    elif dimension == "irony" and roll < 0.9:
+        text = rng.choice(t["irony"][rng.choice(["irony", "literal"])]).replace("{n}", str(rng.randint(2, 40)))
+    elif dimension == "intimacy" and roll < 0.9:
+        text = rng.choice(t["intimacy"][rng.choice(["high", "moderate", "none"])])
+    elif dimension == "subjectivity" and roll < 0.5:
+        text = rng.choice(
+            t["intimacy"]["none"] + t["emotion"]["none"] + t["domains"][domain]["neutral"]
+        ).replace("{s}", rng.choice(t["domains"][domain]["subjects"]))
     elif dimension == "stance":
         text, subject = subject_text("political" if roll < 0.8 else domain, rng)
         return _tidy(text, rng, "political") + f" Target: {subject}"
-    elif dimension == "category" or roll < 0.35: text = _aspect_text(domain, rng)
-    else: text = subject_text(domain, rng)[0]
-    if dimension in ("emotion", "irony", "intimacy") and rng.random() < 0.75: text += ("" if text[-1] in ".!?" else ".") + " " + _tail(rng)
+    elif dimension == "category" or roll < 0.35:
+        text = _aspect_text(domain, rng)
+    else:
+        text = subject_text(domain, rng)[0]
+    if dimension in ("emotion", "irony", "intimacy") and rng.random() < 0.75:
+        text += ("" if text[-1] in ".!?" else ".") + " " + _tail(rng)
     return _tidy(text, rng, domain)
 
 def _tail(rng):
     "A sentence without any feeling, so that inputs rarely repeat."
     t = tables("texts")
-    return rng.choice(t["tails"]).replace("{d}", rng.choice(t["words"]["d"])).replace("{p}", rng.choice(t["words"]["p"])).replace("{n}", str(rng.randint(2, 12)))
+    return (
+        rng.choice(t["tails"])
+        .replace("{d}", rng.choice(t["words"]["d"]))
+        .replace("{p}", rng.choice(t["words"]["p"]))
+        .replace("{n}", str(rng.randint(2, 12)))
+    )
 
 def _tidy(text, rng, domain):
     "Capital letter (less so in tweets), a or an, one line."
@@ -200,15 +272,34 @@ def compose_analysis(
         out.append(frame.replace("{a}", a).replace("{b}", b))
     bold = rng.random() < 0.15
     answer = "\n".join(f"{i}. {f'**Prompt {i}**: ' if bold else ''}{p}" for i, p in enumerate(out, 1))
-    return (rng.choice(["Here are the prompts:\n\n", "Sure, these prompts cover the perspective:\n\n"]) if rng.random() < 0.2 else "") + answer
+    return (
+        rng.choice(["Here are the prompts:\n\n", "Sure, these prompts cover the perspective:\n\n"])
+        if rng.random() < 0.2 else ""
+    ) + answer
 
 # %% ../nbs/03b_author.ipynb #58d760de
 _TOPICS = set("service food ambience location price quality usability design acting plot".split())
-_KEYWORDS = [("irony", "iron|sarcas|sincer|mock|humor|playful"), ("stance", "stance|politic|support|opposi|agree|trust|policy|partisan|authority|leader|call to action|social|respect"),
-    ("intimacy", "intima|personal|disclos|affection|nostalg|vulnerab|family|friendship|lonel|close"), ("emotion", "emotion|anger|joy|sad|fear|frustrat|hope|surprise|disgust|gratitude|relief|amuse|pride|regret|boredom|mood"),
-    ("intensity", "intens|strength|certain|empha|exclam|hyperbol|urgen|passion"), ("subjectivity", "subjectiv|objectiv|fact|bias|opinion"), ("recommendation", "recommend|return|expect|loyal|warning|experience|compar"),
+_KEYWORDS = [
+    ("irony", "iron|sarcas|sincer|mock|humor|playful"),
+    (
+        "stance",
+        "stance|politic|support|opposi|agree|trust|policy|partisan|authority|leader|call to action|social|respect",
+    ),
+    ("intimacy", "intima|personal|disclos|affection|nostalg|vulnerab|family|friendship|lonel|close"),
+    (
+        "emotion",
+        "emotion|anger|joy|sad|fear|frustrat|hope|surprise|disgust|gratitude|relief|amuse|pride|regret|boredom|mood",
+    ),
+    ("intensity", "intens|strength|certain|empha|exclam|hyperbol|urgen|passion"),
+    ("subjectivity", "subjectiv|objectiv|fact|bias|opinion"),
+    ("recommendation", "recommend|return|expect|loyal|warning|experience|compar"),
     ("style", "tone|formal|language|slang|polite|direct|style|clar|empath|aggress"),
-    ("category", "service|staff|food|taste|menu|drink|ambien|atmosphere|location|price|value|afford|quality|durab|reliab|perform|ease|usab|design|acting|character|plot|pacing|entertain|product|wait|clean|nois|comfort|convenien")]
+    (
+        "category",
+        "service|staff|food|taste|menu|drink|ambien|atmosphere|location|price|value|afford|quality|durab|reliab"
+        "|perform|ease|usab|design|acting|character|plot|pacing|entertain|product|wait|clean|nois|comfort|convenien",
+    ),
+]
 
 def group_of(
     attribute: str, # any attribute's name
@@ -216,7 +307,12 @@ def group_of(
     "Find an attribute's group, by name if it is one of the author's own, else by keywords; polarity if nothing fits."
     low = attribute.lower()
     for group, rows in tables("attributes").items():
-        if any(low == p.strip() for name, *_ in rows for p in re.split(r"[:/]", name.lower().removeprefix("use of "))): return "category" if group in _TOPICS else group
+        if any(
+            low == p.strip()
+            for name, *_ in rows
+            for p in re.split(r"[:/]", name.lower().removeprefix("use of "))
+        ):
+            return "category" if group in _TOPICS else group
     return next((g for g, words in _KEYWORDS if re.search(words, low)), "polarity")
 
 def pick_kinds(
@@ -237,7 +333,8 @@ def _spoil(text, rng, rate=0.03):
     "JSON as models send it: fenced, wrapped in prose, rarely cut off."
     roll = rng.random()
     if roll < rate * 0.6: return text[:int(len(text) * rng.uniform(0.4, 0.95))]
-    if roll < rate: return rng.choice(["I am not sure what is meant by this task.", "Here you go: " + text.replace('"', "“")])
+    if roll < rate:
+        return rng.choice(["I am not sure what is meant by this task.", "Here you go: " + text.replace('"', "“")])
     if roll < 0.25: return f"```json\n{text}\n```"
     if roll < 0.32: return f"Here is the JSON:\n\n{text}\n\nLet me know if anything should be changed."
     return text
@@ -249,14 +346,34 @@ def compose_tasks(
 ) -> str: # a JSON array of {task_name, task_description}
     "Answer the request for tasks."
     kinds = tables("tasks")["kinds"]
-    rows = [dict(task_name=rng.choice(kinds[k]["names"]), task_description=rng.choice(kinds[k]["ideas"])) for k in pick_kinds(attribute, max(1, n - (rng.random() < 0.3)), rng)]
+    rows = [
+        dict(task_name=rng.choice(kinds[k]["names"]), task_description=rng.choice(kinds[k]["ideas"]))
+        for k in pick_kinds(attribute, max(1, n - (rng.random() < 0.3)), rng)
+    ]
     return _spoil(json.dumps(rows, ensure_ascii=False, indent=rng.choice([None, 2])), rng)
 
 # %% ../nbs/03b_author.ipynb #a557d987
-_KIND_WORDS = [("compare", r"two texts|pair of texts|both texts|between texts"), ("asqp", "quadru|four parts|complete opinion"), ("ssa", "holder|who thinks|who expresses"), ("triplets", "triplet"),
-    ("acsa", "categor.*(?:sentiment|polarity)"), ("pairs", "pair"), ("atsa", "aspect|target.*extract|extract|feature"), ("irony", "iron|sarcas|sincer|literal"), ("stance", "stance|support|oppos|against"), ("intimacy", "intima|private|personal|disclos|close"),
-    ("score_intensity", "(?:score|rate|scale).*(?:strength|intens)"), ("score_polarity", "score|rating|rate|scale|stars"), ("emotion4", "emotion|feeling|mood|affect"), ("subjectivity", "subjectiv|objectiv|fact"),
-    ("intensity", "intens|strength"), ("recommendation", "recommend|advi"), ("formality", "formal|register"), ("category", "topic|category"), ("polarity3", "neutral|three|tweet|post")]
+_KIND_WORDS = [
+    ("compare", r"two texts|pair of texts|both texts|between texts"),
+    ("asqp", "quadru|four parts|complete opinion"),
+    ("ssa", "holder|who thinks|who expresses"),
+    ("triplets", "triplet"),
+    ("acsa", "categor.*(?:sentiment|polarity)"),
+    ("pairs", "pair"),
+    ("atsa", "aspect|target.*extract|extract|feature"),
+    ("irony", "iron|sarcas|sincer|literal"),
+    ("stance", "stance|support|oppos|against"),
+    ("intimacy", "intima|private|personal|disclos|close"),
+    ("score_intensity", "(?:score|rate|scale).*(?:strength|intens)"),
+    ("score_polarity", "score|rating|rate|scale|stars"),
+    ("emotion4", "emotion|feeling|mood|affect"),
+    ("subjectivity", "subjectiv|objectiv|fact"),
+    ("intensity", "intens|strength"),
+    ("recommendation", "recommend|advi"),
+    ("formality", "formal|register"),
+    ("category", "topic|category"),
+    ("polarity3", "neutral|three|tweet|post"),
+]
 
 def kind_of(
     name: str, # the task's name
@@ -264,7 +381,10 @@ def kind_of(
 ) -> str: # a kind of task
     "Recognise a kind of task from its name, else from the words of name and description."
     known = next((k for k, v in tables("tasks")["kinds"].items() if name in v["names"]), None)
-    return known or next((k for k, words in _KIND_WORDS if re.search(words, f"{name} {idea}", re.I | re.S)), "polarity2")
+    return known or next(
+        (k for k, words in _KIND_WORDS if re.search(words, f"{name} {idea}", re.I | re.S)),
+        "polarity2",
+    )
 
 def _labels(kind, rng):
     "A label set of this kind: as listed, or in another order, or capitalised."
@@ -277,8 +397,15 @@ def _fields(kind, rng):
     meaning = tables("tasks")["meaning"]
     bare = rng.random() < 0.3
     pairs = [f.split(":") for f in rng.choice(kind["fields"])]
-    say = lambda role: f"one of: {rng.choice(tables('tasks')['categories'])}" if role == "category" and rng.random() < 0.55 else rng.choice(meaning[role])
-    parts = [f'"{f}"' + ("" if bare and role in ("term", "opinion", "expression", "holder") else f" ({say(role)})") for f, role in pairs]
+    say = lambda role: (
+        f"one of: {rng.choice(tables('tasks')['categories'])}"
+        if role == "category" and rng.random() < 0.55
+        else rng.choice(meaning[role])
+    )
+    parts = [
+        f'"{f}"' + ("" if bare and role in ("term", "opinion", "expression", "holder") else f" ({say(role)})")
+        for f, role in pairs
+    ]
     return ", ".join(parts[:-1]) + " and " + parts[-1]
 
 # %% ../nbs/03b_author.ipynb #8883b708
@@ -290,14 +417,24 @@ def describe(
     T = tables("tasks"); kind = T["kinds"][kind_name]; say = lambda key: rng.choice(T[key])
     what = rng.choice(kind["what"])
     if "{target}" in what: what = what.replace("{target}", rng.choice(kind["target"].split("|")))
-    if kind["type"] == "scoring": parts = [what.replace("{range_low}", say("ranges_low")).replace("{range}", say("ranges")), say("score_sentences")]
-    elif kind["type"] == "extraction": parts = [what, say("array_sentences").replace("{fields}", _fields(kind, rng)), say("empty_sentences")]
-    elif kind["type"] == "structured output": parts = [what, say("object_sentences").replace("{fields}", _fields(kind, rng))]
+    if kind["type"] == "scoring":
+        parts = [
+            what.replace("{range_low}", say("ranges_low")).replace("{range}", say("ranges")),
+            say("score_sentences"),
+        ]
+    elif kind["type"] == "extraction":
+        parts = [what, say("array_sentences").replace("{fields}", _fields(kind, rng)), say("empty_sentences")]
+    elif kind["type"] == "structured output":
+        parts = [what, say("object_sentences").replace("{fields}", _fields(kind, rng))]
     else:
         labels = _labels(kind, rng)
         quoted = ", ".join(f'"{l}"' for l in labels[:-1]) + f' or "{labels[-1]}"'
         sentence = say("open_sentences" if kind["type"] == "open classification" else "label_sentences")
-        parts = [what, sentence.replace("{labels}", ", ".join(labels)).replace("{quoted}", quoted), say("format_sentences")]
+        parts = [
+            what,
+            sentence.replace("{labels}", ", ".join(labels)).replace("{quoted}", quoted),
+            say("format_sentences"),
+        ]
     return " ".join(p for p in parts if p)
 
 # %% ../nbs/03b_author.ipynb #7a834b53
@@ -327,7 +464,8 @@ def make_examples(
     for _ in range(n * 4):
         text = new_text(dimension, rng.choice(domains), rng)
         output = answer_task(name, description, text, rng, demos)
-        if '"mixed"' not in output or "mixed" in description: pool.setdefault(output, []).append(dict(input=text, output=output))
+        if '"mixed"' not in output or "mixed" in description:
+            pool.setdefault(output, []).append(dict(input=text, output=output))
     rows, seen, queues = [], set(), list(pool.values())
     rng.shuffle(queues)
     while len(rows) < n and any(queues):
@@ -353,7 +491,10 @@ def compose_definition(
     kind, description = tables("tasks")["kinds"][kind_name], describe(kind_name, rng)
     if kind_name == "compare":
         texts = [subject_text(rng.choice(DOMAINS), rng)[0] for _ in range(16)]
-        rows = [dict(input=f"Text 1: {a} Text 2: {b}", output=rng.choice(["first", "second"])) for a, b in zip(texts[::2], texts[1::2])]
+        rows = [
+            dict(input=f"Text 1: {a} Text 2: {b}", output=rng.choice(["first", "second"]))
+            for a, b in zip(texts[::2], texts[1::2])
+        ]
     else: rows = make_examples(name, description, kind["dim"], rng.randint(8, 10), rng)
     if rng.random() < 0.02: rows = rows[:2]
     type_name = kind["type"] if rng.random() < 0.8 else kind["type"].title()
@@ -361,8 +502,20 @@ def compose_definition(
     return _spoil(json.dumps(value, ensure_ascii=False, indent=rng.choice([None, 2])), rng)
 
 # %% ../nbs/03b_author.ipynb #c753c754
-_DOMAIN_CUES = dict(political=_POLITICS, tweet=re.compile(r"[#@]\w|\b(?:lol|omg|ugh|u|rt|today|tonight)\b", re.I), film=re.compile(r"\b(?:film|movie|plot|act(?:ing|or|ress)|scene|director|character|story|cast|comedy|drama|thriller)s?\b", re.I),
-    local=re.compile(r"\b(?:food|service|waiter|waitress|staff|restaurant|place|menu|dish|pizza|bar|hotel|room|dinner|lunch|table)s?\b", re.I))
+_DOMAIN_CUES = dict(
+    political=_POLITICS,
+    tweet=re.compile(r"[#@]\w|\b(?:lol|omg|ugh|u|rt|today|tonight)\b", re.I),
+    film=re.compile(
+        r"\b(?:film|movie|plot|act(?:ing|or|ress)|scene|director|character"
+        r"|story|cast|comedy|drama|thriller)s?\b",
+        re.I,
+    ),
+    local=re.compile(
+        r"\b(?:food|service|waiter|waitress|staff|restaurant|place|menu|dish|pizza"
+        r"|bar|hotel|room|dinner|lunch|table)s?\b",
+        re.I,
+    ),
+)
 
 def domain_of(
     text: str, # any text
@@ -387,7 +540,13 @@ def compose_demonstrations(
     return _spoil(json.dumps(rows, ensure_ascii=False, indent=rng.choice([None, None, 2])), rng)
 
 # %% ../nbs/03b_author.ipynb #6f72fdd9
-_FIRST = re.compile(r"^(Brainstorm the sentiment-related attributes of the text|Write (\d+) analysis prompts about one perspective|Propose up to (\d+) tasks about one attribute|Rewrite the task below as a standardised definition|Write two new demonstrations of the task below)")
+_FIRST = re.compile(
+    r"^(Brainstorm the sentiment-related attributes of the text"
+    r"|Write (\d+) analysis prompts about one perspective"
+    r"|Propose up to (\d+) tasks about one attribute"
+    r"|Rewrite the task below as a standardised definition"
+    r"|Write two new demonstrations of the task below)"
+)
 
 def _line(prompt, key):
     "What follows `key:` on its line."
@@ -408,4 +567,7 @@ def compose(
     name = _line(prompt, "Task")
     if start == "Rewrite": return compose_definition(name, _line(prompt, "Idea"), rng)
     examples = re.findall(r"^Input: (.*)\nOutput: (.*)$", prompt, re.M)
-    return compose_demonstrations(name, _line(prompt, "Definition"), examples, re.findall(r"^Reference [AB]: (.*)$", prompt, re.M), rng)
+    return compose_demonstrations(
+        name, _line(prompt, "Definition"), examples,
+        re.findall(r"^Reference [AB]: (.*)$", prompt, re.M), rng,
+    )

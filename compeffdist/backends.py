@@ -21,15 +21,25 @@ def checkpoint_revision(
     folder: Path, # a local checkpoint
 ) -> str: # "files-" and 16 hexadecimal digits
     "Digest of a checkpoint's files; files over 64 MB count by size, first and last MB."
-    files = sorted(p for p in Path(folder).iterdir() if p.is_file() and p.suffix in {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"})
-    if not any(p.name == "config.json" for p in files): raise UserError(f"teacher_model = {folder} is a folder without config.json, hence no checkpoint. Point it at a folder written by save_pretrained.")
+    files = sorted(
+        p for p in Path(folder).iterdir()
+        if p.is_file() and p.suffix in {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
+    )
+    if not any(p.name == "config.json" for p in files):
+        raise UserError(
+            f"teacher_model = {folder} is a folder without config.json, hence no checkpoint. "
+            "Point it at a folder written by save_pretrained."
+        )
     state = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
     if state not in _checkpoints:
         h = hashlib.sha256()
         for p in files:
             size = p.stat().st_size
             with open(p, "rb") as f:
-                data = f.read() if size <= 1 << 26 else f.read(1 << 20) + (f.seek(-(1 << 20), os.SEEK_END) and f.read())
+                data = (
+                    f.read() if size <= 1 << 26
+                    else f.read(1 << 20) + (f.seek(-(1 << 20), os.SEEK_END) and f.read())
+                )
             h.update(f"{p.name} {size} ".encode() + hashlib.sha256(data).digest())
         _checkpoints[state] = f"files-{h.hexdigest()[:16]}"
     return _checkpoints[state]
@@ -40,9 +50,19 @@ def resolve_model(
     revision: str, # teacher_revision
 ) -> tuple[str, str, dict]: # name and revision for the key, arguments that load it
     "Tell a local folder from a hub name; raises `UserError` for a path that is not there."
-    if Path(model).is_dir(): return Path(model).name, checkpoint_revision(Path(model)), dict(model=str(model), revision=None)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1: raise UserError(f"teacher_model = {model!r}: there is no such folder. Give an existing checkpoint folder, or a hub name such as Qwen/Qwen3-8B with teacher_revision.")
-    if revision == "main": warnings.warn(f"{model} is asked at its branch 'main', which moves. Set teacher_revision to a commit, so that recorded answers stay those of this model.", stacklevel=2)
+    if Path(model).is_dir():
+        return Path(model).name, checkpoint_revision(Path(model)), dict(model=str(model), revision=None)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise UserError(
+            f"teacher_model = {model!r}: there is no such folder. Give an existing checkpoint folder, "
+            "or a hub name such as Qwen/Qwen3-8B with teacher_revision."
+        )
+    if revision == "main":
+        warnings.warn(
+            f"{model} is asked at its branch 'main', which moves. "
+            "Set teacher_revision to a commit, so that recorded answers stay those of this model.",
+            stacklevel=2,
+        )
     return model, revision, dict(model=model, revision=revision)
 
 # %% ../nbs/03c_backends.ipynb #86e0be64
@@ -53,20 +73,37 @@ def encode(
 ) -> list[int]: # token ids
     "Token ids of a prompt as the model wants it; raises `UserError` if there is no chat template."
     if not chat_template: return tokenizer(prompt)["input_ids"]
-    if not tokenizer.chat_template: raise UserError(f"The tokenizer of {tokenizer.name_or_path} has no chat template. Set teacher_chat_template = false to send bare prompts.")
-    text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False, enable_thinking=False)
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"The tokenizer of {tokenizer.name_or_path} has no chat template. "
+            "Set teacher_chat_template = false to send bare prompts."
+        )
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}],
+        add_generation_prompt=True, tokenize=False, enable_thinking=False,
+    )
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 def _too_long(request, n, context):
     "The failure of a request that does not fit, or None."
-    if n + request.max_tokens > context: return failed(request, f"the prompt has {n} tokens and the answer may have {request.max_tokens}, together more than the model's context of {context}", 0)
+    if n + request.max_tokens > context:
+        return failed(
+            request,
+            f"the prompt has {n} tokens and the answer may have {request.max_tokens}, "
+            f"together more than the model's context of {context}",
+            0,
+        )
 
 def _install(package, extra):
-    return UserError(f"The {extra} back end needs the package {package}, which is not installed. Install it with: pip install 'compeffdist[{extra}]', or choose another teacher_backend.")
+    return UserError(
+        f"The {extra} back end needs the package {package}, which is not installed. "
+        f"Install it with: pip install 'compeffdist[{extra}]', or choose another teacher_backend."
+    )
 
 # %% ../nbs/03c_backends.ipynb #928a8ccd
 class RowSampler:
-    "A logits processor that leaves each row one token: the greedy one at temperature 0, else one drawn with the row's own seed."
+    """A logits processor that leaves each row one token:
+    the greedy one at temperature 0, else one drawn with the row's own seed."""
     def __init__(
         self,
         requests: Sequence[Request], # one a row
@@ -83,10 +120,16 @@ class RowSampler:
         hot = (self.temperature > 0).nonzero()[:, 0]
         if not len(hot): return scores
         logits = scores[hot.to(scores.device)].double()
-        p, order = torch.sort((logits / self.temperature[hot, None].to(scores.device)).softmax(-1), dim=-1, descending=True, stable=True)
+        p, order = torch.sort(
+            (logits / self.temperature[hot, None].to(scores.device)).softmax(-1),
+            dim=-1, descending=True, stable=True,
+        )
         p[p.cumsum(-1) - p >= self.top_p[hot, None].to(scores.device)] = 0
         cumulative = p.cumsum(-1)
-        u = torch.stack([torch.rand(1, dtype=torch.float64, generator=self.generators[i]) for i in hot.tolist()]).to(scores.device)
+        u = torch.stack([
+            torch.rand(1, dtype=torch.float64, generator=self.generators[i])
+            for i in hot.tolist()
+        ]).to(scores.device)
         rank = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(max=p.shape[1] - 1)
         chosen = torch.full_like(logits, float("-inf")).scatter_(1, order.gather(1, rank), 0.0)
         return scores.index_copy(0, hot.to(scores.device), chosen.to(scores.dtype))
@@ -119,11 +162,18 @@ class TransformersTeacher:
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
             model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=self.options["dtype"])
-        except (OSError, ValueError) as e: raise UserError(f"teacher_model = {name!r} (revision {revision}) cannot be loaded: {str(e).splitlines()[0]} Check the name, the revision and the network.") from e
+        except (OSError, ValueError) as e:
+            raise UserError(
+                f"teacher_model = {name!r} (revision {revision}) cannot be loaded: {str(e).splitlines()[0]} "
+                "Check the name, the revision and the network."
+            ) from e
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         ends = {*_ids(model.generation_config.eos_token_id), *_ids(tokenizer.eos_token_id)}
         # Sampling defaults shipped with a checkpoint must not reach into ours.
-        model.generation_config = GenerationConfig(eos_token_id=sorted(ends) or None, pad_token_id=min(ends, default=0))
+        model.generation_config = GenerationConfig(
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=min(ends, default=0),
+        )
         self._loaded = model, tokenizer, ends
         return self._loaded
 
@@ -140,7 +190,11 @@ def _batches(rows, most_rows, most_tokens):
     batch, width = [], 0
     for row in rows:
         need = max(width, len(row[0]) + row[1].max_tokens)
-        if batch and (len(batch) == most_rows or need * (len(batch) + 1) > most_tokens or row[1].stop != batch[0][1].stop):
+        if batch and (
+            len(batch) == most_rows
+            or need * (len(batch) + 1) > most_tokens
+            or row[1].stop != batch[0][1].stop
+        ):
             yield batch
             batch, need = [], len(row[0]) + row[1].max_tokens
         batch.append(row); width = need
@@ -149,7 +203,11 @@ def _batches(rows, most_rows, most_tokens):
 # %% ../nbs/03c_backends.ipynb #e45a1ce1
 def _generate(self: TransformersTeacher, requests: Sequence[Request], seeds: Sequence[int]) -> Iterator[Response]:
     "Answer batch by batch, longest first; raises `UserError` for a JSON schema, which needs another back end."
-    if any(r.json_schema for r in requests): raise UserError("The transformers back end cannot hold an answer to a JSON schema. Use teacher_backend = vllm or openai.")
+    if any(r.json_schema for r in requests):
+        raise UserError(
+            "The transformers back end cannot hold an answer to a JSON schema. "
+            "Use teacher_backend = vllm or openai."
+        )
     model, tokenizer, _ = self.load()
     context, rows = _context(model.config, self.max_model_len), []
     for request, seed in zip(requests, seeds):
@@ -164,12 +222,20 @@ def _answer(self, batch):
     model, tokenizer, ends = self.load()
     ids, requests, seeds = zip(*batch)
     width = max(map(len, ids))
-    inputs = torch.tensor([[model.generation_config.pad_token_id] * (width - len(i)) + i for i in ids], device=model.device)
+    inputs = torch.tensor(
+        [[model.generation_config.pad_token_id] * (width - len(i)) + i for i in ids],
+        device=model.device,
+    )
     mask = torch.tensor([[0] * (width - len(i)) + [1] * len(i) for i in ids], device=model.device)
     stops = dict(stop_strings=list(requests[0].stop), tokenizer=tokenizer) if requests[0].stop else {}
     with torch.inference_mode():
-        out = model.generate(input_ids=inputs, attention_mask=mask, max_new_tokens=max(r.max_tokens for r in requests), do_sample=False, logits_processor=[RowSampler(requests, seeds)], **stops)
-    for prompt, request, new in zip(ids, requests, out[:, width:].tolist()): yield _finish(request, prompt, new[:request.max_tokens], tokenizer, ends)
+        out = model.generate(
+            input_ids=inputs, attention_mask=mask,
+            max_new_tokens=max(r.max_tokens for r in requests), do_sample=False,
+            logits_processor=[RowSampler(requests, seeds)], **stops,
+        )
+    for prompt, request, new in zip(ids, requests, out[:, width:].tolist()):
+        yield _finish(request, prompt, new[:request.max_tokens], tokenizer, ends)
 
 def _finish(request, prompt, new, tokenizer, ends):
     "Cut a row of generated ids at its end mark or stop string."
@@ -201,13 +267,20 @@ class VLLMTeacher:
         self.model, self.revision, self.source = resolve_model(model, revision)
         self.options = dict(chat_template=chat_template, dtype=dtype)
         self.max_model_len, self.batch, self._engine = max_model_len, batch, None
-        self.engine_args = self.source | dict(dtype=dtype, max_model_len=max_model_len, tensor_parallel_size=tensor_parallel, gpu_memory_utilization=gpu_memory, max_num_seqs=batch, seed=0) | engine
+        self.engine_args = self.source | dict(
+            dtype=dtype, max_model_len=max_model_len, tensor_parallel_size=tensor_parallel,
+            gpu_memory_utilization=gpu_memory, max_num_seqs=batch, seed=0,
+        ) | engine
 
 # %% ../nbs/03c_backends.ipynb #f3f141e1
 def _on_cpu(context):
-    "vLLM 0.32 on a CPU cannot rewind a request's random generator, which a prompt read in chunks needs: read prompts whole."
+    """vLLM 0.32 on a CPU cannot rewind a request's random generator,
+    which a prompt read in chunks needs: read prompts whole."""
     from vllm.platforms import current_platform
-    return dict(enable_chunked_prefill=False, max_num_batched_tokens=max(4096, context)) if current_platform.is_cpu() else {}
+    return (
+        dict(enable_chunked_prefill=False, max_num_batched_tokens=max(4096, context))
+        if current_platform.is_cpu() else {}
+    )
 
 def _load(
     self: VLLMTeacher,
@@ -219,7 +292,12 @@ def _load(
     try: from vllm import LLM
     except ImportError as e: raise _install("vllm", "vllm") from e
     try: self._engine = LLM(**_on_cpu(self.max_model_len) | self.engine_args)
-    except (OSError, ValueError, RuntimeError) as e: raise UserError(f"vLLM could not start {self.source['model']!r}: {str(e).splitlines()[0] if str(e) else type(e).__name__} Check the name and revision, teacher_gpu_memory, teacher_max_model_len and teacher_tensor_parallel.") from e
+    except (OSError, ValueError, RuntimeError) as e:
+        raise UserError(
+            f"vLLM could not start {self.source['model']!r}: "
+            f"{str(e).splitlines()[0] if str(e) else type(e).__name__} "
+            "Check the name and revision, teacher_gpu_memory, teacher_max_model_len and teacher_tensor_parallel."
+        ) from e
     return self._engine
 
 def _close(self: VLLMTeacher):
@@ -237,7 +315,11 @@ def sampling_params(
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
     schema = StructuredOutputsParams(json=request.json_schema) if request.json_schema else None
-    return SamplingParams(temperature=request.temperature, top_p=request.top_p, max_tokens=request.max_tokens, stop=list(request.stop), seed=seed if request.temperature > 0 else None, structured_outputs=schema)
+    return SamplingParams(
+        temperature=request.temperature, top_p=request.top_p, max_tokens=request.max_tokens,
+        stop=list(request.stop), seed=seed if request.temperature > 0 else None,
+        structured_outputs=schema,
+    )
 
 def _vllm_generate(self: VLLMTeacher, requests: Sequence[Request], seeds: Sequence[int]) -> Iterator[Response]:
     "Feed the engine as places become free; yield answers as they finish."
@@ -252,7 +334,9 @@ def _vllm_generate(self: VLLMTeacher, requests: Sequence[Request], seeds: Sequen
                 if bad := _too_long(request, len(ids), llm.model_config.max_model_len): yield bad; continue
                 name = f"{len(queue)}-{request.id}"
                 try: engine.add_request(name, TokensPrompt(prompt_token_ids=ids), sampling_params(request, seed))
-                except Exception as e: yield failed(request, f"vLLM refused it: {e}"); continue # its errors share no base class
+                except Exception as e: # its errors share no base class
+                    yield failed(request, f"vLLM refused it: {e}")
+                    continue
                 flying[name] = request
             for out in _step(engine) if flying else ():
                 if out.finished: yield _from_vllm(flying.pop(out.request_id), out)
@@ -263,7 +347,11 @@ def _vllm_generate(self: VLLMTeacher, requests: Sequence[Request], seeds: Sequen
 def _step(engine):
     "One step; an engine that dies ends the call with an error a user can act on."
     try: return engine.step()
-    except Exception as e: raise UserError(f"The vLLM engine stopped: {type(e).__name__}: {str(e)[:300]} Run the same command again; if it repeats, lower teacher_gpu_memory, teacher_batch or teacher_max_model_len.") from e
+    except Exception as e:
+        raise UserError(
+            f"The vLLM engine stopped: {type(e).__name__}: {str(e)[:300]} Run the same command again; "
+            "if it repeats, lower teacher_gpu_memory, teacher_batch or teacher_max_model_len."
+        ) from e
 
 def _from_vllm(request, out):
     "vLLM's output as a response."
@@ -288,11 +376,18 @@ class OpenAITeacher:
         timeout: float = 120.0, # seconds to wait for an answer
         max_retries: int = 6, # further attempts after the first
         chat_template: bool = True, # /chat/completions; else /completions with the bare prompt
-        extra_body: dict|None = None, # further fields of the request's body, e.g. {"chat_template_kwargs": {"enable_thinking": false}}
+        extra_body: dict|None = None, # further body fields, e.g. {"chat_template_kwargs": {"enable_thinking": false}}
         backoff: float = 0.5, # seconds before the first repetition, doubled each time
     ):
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env): raise UserError("teacher_api_key_env must be the NAME of an environment variable, such as OPENAI_API_KEY; what is set does not look like one (and is not shown here, in case it is the key itself).")
-        if not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", base_url): raise UserError("teacher_base_url must look like http://host:port/v1, without a user name or password in it.")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
+            raise UserError(
+                "teacher_api_key_env must be the NAME of an environment variable, such as OPENAI_API_KEY; "
+                "what is set does not look like one (and is not shown here, in case it is the key itself)."
+            )
+        if not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", base_url):
+            raise UserError(
+                "teacher_base_url must look like http://host:port/v1, without a user name or password in it."
+            )
         self.model, self.revision, self.base_url, self.api_key_env = model, revision, base_url.rstrip("/"), api_key_env
         self.concurrency, self.timeout, self.max_retries, self.backoff = concurrency, timeout, max_retries, backoff
         self.options = dict(chat_template=chat_template) | ({"extra_body": extra_body} if extra_body else {})
@@ -300,9 +395,16 @@ class OpenAITeacher:
 # %% ../nbs/03c_backends.ipynb #d0e88114
 def _body(self: OpenAITeacher, request, seed):
     "Path and JSON body of a request."
-    body = dict(model=self.model, temperature=request.temperature, top_p=request.top_p, max_tokens=request.max_tokens, seed=seed)
+    body = dict(
+        model=self.model, temperature=request.temperature, top_p=request.top_p,
+        max_tokens=request.max_tokens, seed=seed,
+    )
     if request.stop: body["stop"] = list(request.stop)
-    if request.json_schema: body["response_format"] = dict(type="json_schema", json_schema=dict(name="answer", strict=True, schema=json.loads(request.json_schema)))
+    if request.json_schema:
+        body["response_format"] = dict(
+            type="json_schema",
+            json_schema=dict(name="answer", strict=True, schema=json.loads(request.json_schema)),
+        )
     chat = self.options["chat_template"]
     body |= dict(messages=[dict(role="user", content=request.prompt)]) if chat else dict(prompt=request.prompt)
     return "/chat/completions" if chat else "/completions", body | self.options.get("extra_body", {})
@@ -314,20 +416,29 @@ def _parse(request, reply, attempts):
         choice, usage = data["choices"][0], data.get("usage") or {}
         text = choice["message"]["content"] if "message" in choice else choice["text"]
         reason = choice.get("finish_reason") or "stop"
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as e: raise ValueError(f"status 200 with a body that is no completion: {reply.text[:120]!r}") from e
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
+        raise ValueError(f"status 200 with a body that is no completion: {reply.text[:120]!r}") from e
     if reason == "content_filter": return failed(request, "the server's content filter withheld the answer", attempts)
-    return Response(request.id, text, "length" if reason == "length" else "stop", usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0, attempts=attempts)
+    return Response(
+        request.id, text, "length" if reason == "length" else "stop",
+        usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0, attempts=attempts,
+    )
 
 def _pause(self, attempt, header):
     "Seconds to wait: the server's wish (seconds or a date, 10 minutes at most), else back-off with jitter."
     from email.utils import parsedate_to_datetime
     if header:
         with contextlib.suppress(ValueError): return min(max(float(header), 0), 600)
-        with contextlib.suppress(ValueError, TypeError): return min(max(parsedate_to_datetime(header).timestamp() - time.time(), 0), 600)
+        with contextlib.suppress(ValueError, TypeError):
+            return min(max(parsedate_to_datetime(header).timestamp() - time.time(), 0), 600)
     return min(self.backoff * 2 ** attempt, 60) * random.uniform(0.5, 1.5)
 
 # %% ../nbs/03c_backends.ipynb #151a4160
-FATAL = {401: "the API key is missing or wrong. Set the environment variable {env}", 402: "the account has no credit left", 404: "no such model or path. Check teacher_model and teacher_base_url (it should end in /v1)"}
+FATAL = {
+    401: "the API key is missing or wrong. Set the environment variable {env}",
+    402: "the account has no credit left",
+    404: "no such model or path. Check teacher_model and teacher_base_url (it should end in /v1)",
+}
 AGAIN = {408, 409, 425, 429}
 
 def _attempt(self, client, request, seed, attempt):
@@ -342,8 +453,13 @@ def _attempt(self, client, request, seed, attempt):
     if status == 200:
         try: return _parse(request, reply, attempt + 1), None, None, False
         except ValueError as e: return None, _redact(self, str(e)), None, False
-    if status in FATAL: raise UserError(f"{self.base_url}{path} answered {status}: {FATAL[status].format(env=self.api_key_env)}. The server said: {said}")
-    if status in AGAIN or status >= 500: return None, f"status {status}: {said}", reply.headers.get("retry-after"), False
+    if status in FATAL:
+        raise UserError(
+            f"{self.base_url}{path} answered {status}: {FATAL[status].format(env=self.api_key_env)}. "
+            f"The server said: {said}"
+        )
+    if status in AGAIN or status >= 500:
+        return None, f"status {status}: {said}", reply.headers.get("retry-after"), False
     return failed(request, f"status {status}: {said}", attempt + 1), None, None, False
 
 def _redact(self, text):
@@ -359,18 +475,31 @@ def _persist(self, client, request, seed, stop):
         response, why, after, down = _attempt(self, client, request, seed, attempt)
         if response: return response
         if attempt < self.max_retries and stop.wait(_pause(self, attempt, after)): return None
-    if down: raise UserError(f"The teacher's server at {self.base_url} cannot be reached ({why}; {attempt + 1} attempts). Start it, or correct teacher_base_url.")
+    if down:
+        raise UserError(
+            f"The teacher's server at {self.base_url} cannot be reached ({why}; {attempt + 1} attempts). "
+            "Start it, or correct teacher_base_url."
+        )
     return failed(request, f"{why} ({attempt + 1} attempts)", attempt + 1)
 
 def _openai_generate(self: OpenAITeacher, requests: Sequence[Request], seeds: Sequence[int]) -> Iterator[Response]:
-    "Keep `concurrency` requests in flight; on an error that concerns all, hand over what is still coming in, then raise it."
+    """Keep `concurrency` requests in flight;
+    on an error that concerns all, hand over what is still coming in, then raise it."""
     import httpx2 as httpx
-    key, stop, trouble, flying, queue = os.environ.get(self.api_key_env), threading.Event(), None, set(), list(zip(requests, seeds))[::-1]
-    client = httpx.Client(timeout=self.timeout, headers={"Authorization": f"Bearer {key}"} if key else {}, limits=httpx.Limits(max_connections=self.concurrency))
+    key, stop, trouble, flying, queue = (
+        os.environ.get(self.api_key_env), threading.Event(), None,
+        set(), list(zip(requests, seeds))[::-1],
+    )
+    client = httpx.Client(
+        timeout=self.timeout,
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        limits=httpx.Limits(max_connections=self.concurrency),
+    )
     pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="teacher")
     try:
         while flying or (queue and not trouble):
-            while queue and not trouble and len(flying) < self.concurrency: flying.add(pool.submit(_persist, self, client, *queue.pop(), stop))
+            while queue and not trouble and len(flying) < self.concurrency:
+                flying.add(pool.submit(_persist, self, client, *queue.pop(), stop))
             done, flying = wait(flying, return_when=FIRST_COMPLETED)
             for job in done:
                 try: response = job.result()

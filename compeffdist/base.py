@@ -18,18 +18,30 @@ from .perspectives import embed
 
 # %% ../nbs/07a_base.ipynb #e33ada44
 FAMILIES = { # special tokens and classes of the three student families
-    "llama": dict(bos="<|begin_of_text|>", eos="<|eot_id|>", pad="<|finetune_right_pad_id|>", config="LlamaConfig", model="LlamaForCausalLM",
-                  user="<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>", reply="<|start_header_id|>assistant<|end_header_id|>\n\n"),
-    "qwen3": dict(bos=None, eos="<|im_end|>", pad="<|endoftext|>", config="Qwen3Config", model="Qwen3ForCausalLM",
-                  user="<|im_start|>user\n{}<|im_end|>\n", reply="<|im_start|>assistant\n"),
-    "gemma3": dict(bos="<bos>", eos="<eos>", pad="<pad>", config="Gemma3TextConfig", model="Gemma3ForCausalLM",
-                   user="<start_of_turn>user\n{}<end_of_turn>\n", reply="<start_of_turn>model\n")}
+    "llama": dict(
+        bos="<|begin_of_text|>", eos="<|eot_id|>", pad="<|finetune_right_pad_id|>",
+        config="LlamaConfig", model="LlamaForCausalLM",
+        user="<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>",
+        reply="<|start_header_id|>assistant<|end_header_id|>\n\n"),
+    "qwen3": dict(
+        bos=None, eos="<|im_end|>", pad="<|endoftext|>",
+        config="Qwen3Config", model="Qwen3ForCausalLM",
+        user="<|im_start|>user\n{}<|im_end|>\n",
+        reply="<|im_start|>assistant\n"),
+    "gemma3": dict(
+        bos="<bos>", eos="<eos>", pad="<pad>",
+        config="Gemma3TextConfig", model="Gemma3ForCausalLM",
+        user="<start_of_turn>user\n{}<end_of_turn>\n",
+        reply="<start_of_turn>model\n")}
 
 def family_spec(
     family: str, # llama, qwen3 or gemma3
 ) -> dict: # its special tokens and classes
     "Look a family up; raises `UserError` for an unknown one."
-    if family not in FAMILIES: raise UserError(f"families: {family!r} is not a student family. Allowed: {', '.join(FAMILIES)}. Correct families in settings.ini.")
+    if family not in FAMILIES:
+        raise UserError(
+            f"families: {family!r} is not a student family. Allowed: {', '.join(FAMILIES)}. "
+            "Correct families in settings.ini.")
     return FAMILIES[family]
 
 # %% ../nbs/07a_base.ipynb #322c1b42
@@ -46,12 +58,16 @@ def train_tokenizer(
     specials += [t for t in re.findall(r"<[^<>\s]+>", spec["user"] + spec["reply"]) if t not in specials]
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=list(dict.fromkeys(specials)), min_frequency=2,
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=list(dict.fromkeys(specials)), min_frequency=2,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tok.train_from_iterator(_both_forms(texts), trainer)
-    if spec["bos"]: tok.post_processor = processors.TemplateProcessing(single=f"{spec['bos']} $A", special_tokens=[(spec["bos"], tok.token_to_id(spec["bos"]))])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tok, bos_token=spec["bos"], eos_token=spec["eos"], pad_token=spec["pad"], model_max_length=1024,
-        padding_side="right", truncation_side="left", clean_up_tokenization_spaces=False)
+    if spec["bos"]:
+        tok.post_processor = processors.TemplateProcessing(
+            single=f"{spec['bos']} $A", special_tokens=[(spec["bos"], tok.token_to_id(spec["bos"]))])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tok, bos_token=spec["bos"], eos_token=spec["eos"], pad_token=spec["pad"],
+        model_max_length=1024, padding_side="right", truncation_side="left", clean_up_tokenization_spaces=False)
     fast.chat_template = _chat_template(spec)
     return fast
 
@@ -70,7 +86,12 @@ def _chat_template(spec):
     turn = json.dumps(before) + " + m['content'] + " + json.dumps(after)
     answer = json.dumps(spec["reply"]) + " + m['content'] + " + json.dumps(after)
     start = "{{ bos_token }}" if spec["bos"] else ""
-    return start + "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ " + answer + " }}{% else %}{{ " + turn + " }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ " + json.dumps(spec["reply"]) + " }}{% endif %}"
+    return (
+        start
+        + "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ " + answer
+        + " }}{% else %}{{ " + turn
+        + " }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ " + json.dumps(spec["reply"])
+        + " }}{% endif %}")
 
 # %% ../nbs/07a_base.ipynb #1eb8ba70
 def new_model(
@@ -85,12 +106,23 @@ def new_model(
     "A small random model of a family; raises `UserError` for sizes that do not fit together."
     import torch, transformers
     spec = family_spec(family)
-    if hidden % heads or (hidden // heads) % 2: raise UserError(f"base_hidden = {hidden} cannot be split over base_heads = {heads}: hidden/heads must be a whole even number. Correct settings.ini, e.g. 128 and 4.")
-    ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id) if tokenizer else {}
+    if hidden % heads or (hidden // heads) % 2:
+        raise UserError(
+            f"base_hidden = {hidden} cannot be split over base_heads = {heads}: "
+            "hidden/heads must be a whole even number. Correct settings.ini, e.g. 128 and 4."
+        )
+    ids = dict(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    ) if tokenizer else {}
     extra = dict(sliding_window=512, query_pre_attn_scalar=hidden // heads) if family == "gemma3" else {}
-    config = getattr(transformers, spec["config"])(vocab_size=vocab, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=heads, head_dim=hidden // heads, intermediate_size=3 * hidden, max_position_embeddings=1024,
-        tie_word_embeddings=True, **ids, **extra)
+    config = getattr(transformers, spec["config"])(
+        vocab_size=vocab, hidden_size=hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, head_dim=hidden // heads,
+        intermediate_size=3 * hidden, max_position_embeddings=1024, tie_word_embeddings=True,
+        **ids, **extra,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return getattr(transformers, spec["model"])(config).float()
@@ -101,7 +133,8 @@ def encode_segments(
     tokenizer: Any, # the family's
     max_length: int = 512, # longer sequences are left out
 ) -> list[tuple[list[int], list[bool]]]: # token ids and whether each belongs to an answer
-    "Tokenise whole sequences (as evaluation does) and mark answer tokens by their character positions; the end token is part of the last answer."
+    """Tokenise whole sequences (as evaluation does) and mark answer tokens by their character positions;
+    the end token is part of the last answer."""
     encoded = tokenizer(["".join(s for s, _ in sample) for sample in samples], return_offsets_mapping=True)
     rows = []
     for sample, ids, offsets in zip(samples, encoded.input_ids, encoded.offset_mapping):
@@ -135,7 +168,10 @@ def _hidden(model, ids):
     shared = isinstance(model, torch.nn.parallel.DistributedDataParallel)
     inner = model.module if shared else model
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    if shared: return model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states[-1], inner.get_output_embeddings() # gradients are shared only after the wrapper's forward
+    if shared: # gradients are shared only after the wrapper's forward
+        return (
+            model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states[-1],
+            inner.get_output_embeddings())
     return inner.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state, inner.get_output_embeddings()
 
 def base_loss(
@@ -147,7 +183,8 @@ def base_loss(
     power: float = 0.0, # 0: every answer token counts the same; 1: every row does
     average: Callable|None = None, # of a tensor over the processes that share a batch; None: this one has it all
 ): # scalar loss, answer loss
-    "Mean loss over answer tokens, each weighted by (answer tokens of its row) ** -power, plus `lm_weight` times the mean over kept others; the output layer sees only those positions."
+    """Mean loss over answer tokens, each weighted by (answer tokens of its row) ** -power,
+    plus `lm_weight` times the mean over kept others; the output layer sees only those positions."""
     import torch
     import torch.nn.functional as F
     hidden, head = _hidden(model, ids)
@@ -192,9 +229,14 @@ def _optimizers(model, lr, embedding_lr=1.0):
     "Muon for the blocks' matrices, AdamW for embeddings and norms."
     import torch
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
-    rest = lambda embedding: [p for n, p in model.named_parameters() if (p.ndim != 2 or "embed" in n) and ("embed" in n) == embedding]
+    rest = lambda embedding: [
+        p for n, p in model.named_parameters()
+        if (p.ndim != 2 or "embed" in n) and ("embed" in n) == embedding]
     adam = lambda params, lr: torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
-    return [torch.optim.Muon(matrices, lr=lr * 4, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), adam(rest(False), lr * 1.5), adam(rest(True), lr * 1.5 * embedding_lr)]
+    return [
+        torch.optim.Muon(matrices, lr=lr * 4, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        adam(rest(False), lr * 1.5),
+        adam(rest(True), lr * 1.5 * embedding_lr)]
 
 # %% ../nbs/07a_base.ipynb #95209274
 def lexical_embeddings(
@@ -204,12 +246,18 @@ def lexical_embeddings(
     std: float = 0.04, # standard deviation of the entries
     seed: int = 0, # of what is random
 ): # float32 tensor [tokens, dim]
-    "Starting embeddings: principal components of the encoder's vectors for whole words, random rows for the rest (not in the paper)."
+    """Starting embeddings: principal components of the encoder's vectors for whole words,
+    random rows for the rest (not in the paper)."""
     import numpy as np, torch
     random_ = np.random.default_rng(seed).normal(0, std, (len(tokenizer), dim))
     forms = {}
     for token, i in sorted(tokenizer.get_vocab().items()):
-        if (word := tokenizer.decode([i]).strip().lower()).isalpha() and len(word) > 1 and i not in tokenizer.all_special_ids: forms.setdefault(word, []).append((i, token.startswith("Ġ")))
+        if (
+            (word := tokenizer.decode([i]).strip().lower()).isalpha()
+            and len(word) > 1
+            and i not in tokenizer.all_special_ids
+        ):
+            forms.setdefault(word, []).append((i, token.startswith("Ġ")))
     if encode is None or not forms: return torch.tensor(random_, dtype=torch.float32)
     vectors = np.asarray(encode(sorted(forms)), dtype=np.float64)
     vectors = vectors - vectors.mean(0)
@@ -217,18 +265,21 @@ def lexical_embeddings(
     parts *= std / max(parts.std(), 1e-12)
     shift = np.random.default_rng(seed + 1).normal(0, std, parts.shape[1])
     for word, part in zip(sorted(forms), parts):
-        for i, spaced in forms[word]: random_[i, :len(part)] = part + (0 if spaced else shift) + 0.1 * random_[i, :len(part)]
+        for i, spaced in forms[word]:
+            random_[i, :len(part)] = part + (0 if spaced else shift) + 0.1 * random_[i, :len(part)]
     return torch.tensor(random_, dtype=torch.float32)
 
 # %% ../nbs/07a_base.ipynb #bcc964d8
 class _Progress:
     "Everything that a half-trained base student needs to go on exactly where it was."
     def __init__(self, model, optimizers, generator, rng, work):
-        self.model, self.optimizers, self.generator, self.rng, self.file = model, optimizers, generator, rng, work and Path(work)/"progress.pt"
+        self.model, self.optimizers, self.generator, self.rng, self.file = (
+            model, optimizers, generator, rng, work and Path(work)/"progress.pt")
     def save(self, step, queue, log):
         import os, torch
         if not self.file: return
-        state = dict(step=step, queue=queue, log=log, rng=self.rng.getstate(), generator=self.generator.get_state(),
+        state = dict(
+            step=step, queue=queue, log=log, rng=self.rng.getstate(), generator=self.generator.get_state(),
             model=self.model.state_dict(), optimizers=[o.state_dict() for o in self.optimizers])
         torch.save(state, self.file.with_suffix(".part"))
         os.replace(self.file.with_suffix(".part"), self.file)
@@ -236,7 +287,9 @@ class _Progress:
         import torch
         if not self.file or not self.file.is_file(): return 0, [], []
         state = torch.load(self.file, weights_only=False)
-        self.model.load_state_dict(state["model"]); self.rng.setstate(state["rng"]); self.generator.set_state(state["generator"])
+        self.model.load_state_dict(state["model"])
+        self.rng.setstate(state["rng"])
+        self.generator.set_state(state["generator"])
         for o, s in zip(self.optimizers, state["optimizers"]): o.load_state_dict(s)
         return state["step"], state["queue"], state["log"]
 
@@ -259,13 +312,17 @@ def train_base(
     "Pre-train a base student; learning rate warms up over 5 % of the steps and falls to a twentieth along a cosine."
     import torch
     from tqdm import tqdm
-    rows, rng, generator = encode_segments(samples, tokenizer, max_length), random.Random(seed), torch.Generator().manual_seed(seed)
+    rows, rng, generator = (
+        encode_segments(samples, tokenizer, max_length),
+        random.Random(seed),
+        torch.Generator().manual_seed(seed))
     optimizers = _optimizers(model, lr, embedding_lr)
     peaks, progress = [o.param_groups[0]["lr"] for o in optimizers], _Progress(model, optimizers, generator, rng, work)
     start, queue, log = progress.load()
     if bf16: plain_attention(model)
     model.train()
-    for step in (bar := tqdm(range(start, steps), desc="base student", unit="step", mininterval=5, initial=start, total=steps)):
+    for step in (bar := tqdm(
+            range(start, steps), desc="base student", unit="step", mininterval=5, initial=start, total=steps)):
         queue = queue or _next_batches([len(r[0]) for r in rows], batch, rng, step if ordered else None)
         scale = min(1, (step + 1) / max(1, steps // 20)) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
         for o, peak in zip(optimizers, peaks): o.param_groups[0]["lr"] = peak * scale
@@ -278,14 +335,16 @@ def train_base(
 
 # %% ../nbs/07a_base.ipynb #77a4b583
 def _next_batches(lengths, batch, rng, step, window=16):
-    "Batches of all rows or, where a step is given, of the `window` batches whose turn it is (at the end, of the last ones again)."
+    """Batches of all rows or, where a step is given, of the `window` batches whose turn it is
+    (at the end, of the last ones again)."""
     first = 0 if step is None else min(step // window, (len(lengths) - 1) // (batch * window)) * batch * window
     part = lengths[first:] if step is None else lengths[first:first + batch * window]
     return [[first + i for i in b] for b in length_batches(part, batch, rng, window)]
 
 def _step(model, optimizers, bf16, ids, answer, keep, lm_weight=0.3):
     import torch
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16): loss, answer_loss = base_loss(model, ids, answer, keep, lm_weight)
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
+        loss, answer_loss = base_loss(model, ids, answer, keep, lm_weight)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for o in optimizers: o.step(); o.zero_grad(set_to_none=True)
@@ -311,27 +370,43 @@ def build_base(
     work: Path|None = None, # progress is kept here
     encode: Callable[[Sequence[str]], Any]|None = None, # words -> vectors, for `lexical_embeddings`
     bf16: bool = False, # matrix products in bf16
-    school: int = 0, # begin with this many steps of copying alone (`school_samples`); 0: the short diet in random order
-    things: int = 0, # after that, this many steps of the second term's diet (`THING_KINDS`), with the same schedule once more
+    school: int = 0, # begin with so many steps of copying alone (`school_samples`); 0: the short diet in random order
+    things: int = 0, # then so many steps of the second term's diet (`THING_KINDS`), with the same schedule once more
 ) -> dict: # counts: texts, samples, tokens, parameters, final answer loss
-    "Train tokenizer and base student on user texts and format-following data, and save an ordinary transformers checkpoint."
+    """Train tokenizer and base student on user texts and format-following data,
+    and save an ordinary transformers checkpoint."""
     import torch
-    second, samples = [], format_samples(texts, 12_800 if school else min(steps * batch, 40_000), derive_seed(seed, "format"), max_words) # after school only the tokenizer learns from these
+    # after school only the tokenizer learns from these
+    second, samples = [], format_samples(
+        texts, 12_800 if school else min(steps * batch, 40_000), derive_seed(seed, "format"), max_words)
     tokenizer = train_tokenizer(("".join(s for s, _ in sample) for sample in samples[:8000]), family, vocab)
     model = new_model(family, len(tokenizer), hidden, layers, heads, derive_seed(seed, "weights", family), tokenizer)
-    with torch.no_grad(): model.get_input_embeddings().weight.copy_(lexical_embeddings(tokenizer, hidden, encode, 0.1 if school else 0.04, derive_seed(seed, "embeddings")))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(lexical_embeddings(
+            tokenizer, hidden, encode, 0.1 if school else 0.04, derive_seed(seed, "embeddings")))
     if school: samples = school_samples(texts, steps * batch, derive_seed(seed, "school"), max_words, school * batch)
-    log = train_base(model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "order"), work=work, bf16=bf16, **(SCHOOL_TRAINING if school else {}))
+    log = train_base(
+        model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "order"), work=work, bf16=bf16,
+        **(SCHOOL_TRAINING if school else {}))
     if things:
         if work: (work := Path(work)/"things").mkdir(exist_ok=True)
         second = format_samples(texts, things * batch, derive_seed(seed, "things"), max_words, THING_KINDS)
-        log += [dict(r, step=steps + r["step"]) for r in train_base(model, tokenizer, second, things, batch, lr, derive_seed(seed, "things order"), work=work, bf16=bf16, **(SCHOOL_TRAINING | dict(ordered=False)))]
+        log += [
+            dict(r, step=steps + r["step"])
+            for r in train_base(
+                model, tokenizer, second, things, batch, lr, derive_seed(seed, "things order"), work=work, bf16=bf16,
+                **(SCHOOL_TRAINING | dict(ordered=False)))]
     model.config.use_cache = True
     model.eval().to(getattr(torch, dtype)).save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_json(Path(out)/"base_log.json", log[::max(1, len(log) // 200)] + log[-1:])
     tail = log[-20:]
-    return dict(texts=len(texts), samples=len(samples) + len(second), tokens=sum(r["tokens"] for r in log), parameters=sum(p.numel() for p in model.parameters()), answer_loss=round(sum(r["answer_loss"] for r in tail) / len(tail), 3))
+    return dict(
+        texts=len(texts),
+        samples=len(samples) + len(second),
+        tokens=sum(r["tokens"] for r in log),
+        parameters=sum(p.numel() for p in model.parameters()),
+        answer_loss=round(sum(r["answer_loss"] for r in tail) / len(tail), 3))
 
 # %% ../nbs/07a_base.ipynb #6a8c30c7
 def students_folder() -> Path: # the package's folder of base students
@@ -350,16 +425,24 @@ def check_seal(
     folder: Path, # a shipped checkpoint
 ) -> dict: # how it was made
     "Compare a checkpoint with its digests; raises `UserError` naming the file that is missing or changed."
-    advice = "Install the package again, restore the folder from git, or build the students with student_source = build."
-    if not (Path(folder)/"digest.json").is_file(): raise UserError(f"No shipped base student in {folder} (digest.json is missing). {advice}")
+    advice = (
+        "Install the package again, restore the folder from git, "
+        "or build the students with student_source = build.")
+    if not (Path(folder)/"digest.json").is_file():
+        raise UserError(f"No shipped base student in {folder} (digest.json is missing). {advice}")
     seal_ = read_json(Path(folder)/"digest.json")
     for name, digest in seal_["files"].items():
         if not (Path(folder)/name).is_file(): raise UserError(f"{Path(folder)/name} is missing. {advice}")
-        if content_hash(Path(folder)/name) != digest: raise UserError(f"{Path(folder)/name} is not the shipped file: its SHA-256 differs from digest.json. {advice}")
+        if content_hash(Path(folder)/name) != digest:
+            raise UserError(
+                f"{Path(folder)/name} is not the shipped file: its SHA-256 differs from digest.json. {advice}")
     return seal_["made"]
 
 # %% ../nbs/07a_base.ipynb #139a0f9b
-BASE_KEYS = ("student_source", "student_dtype", "seed", "max_words", "base_steps", "base_batch", "base_lr", "base_vocab", "base_hidden", "base_layers", "base_heads", "embedding_model", "embedding_revision")
+BASE_KEYS = (
+    "student_source", "student_dtype", "seed", "max_words",
+    "base_steps", "base_batch", "base_lr", "base_vocab", "base_hidden", "base_layers", "base_heads",
+    "embedding_model", "embedding_revision")
 
 def _resave(source, revision, out, dtype):
     "Load a checkpoint (folder or hub name) and save it in the wanted precision."
@@ -368,7 +451,10 @@ def _resave(source, revision, out, dtype):
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=getattr(torch, dtype))
-    except OSError as e: raise UserError(f"The student {source!r} (revision {revision!r}) cannot be loaded: {str(e).splitlines()[0]} Check student_model_… in settings.ini, your network and, for gated models, HF_TOKEN.") from e
+    except OSError as e:
+        raise UserError(
+            f"The student {source!r} (revision {revision!r}) cannot be loaded: {str(e).splitlines()[0]} "
+            "Check student_model_… in settings.ini, your network and, for gated models, HF_TOKEN.") from e
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     model.save_pretrained(out); tokenizer.save_pretrained(out)
     return dict(parameters=sum(p.numel() for p in model.parameters()))
@@ -381,15 +467,27 @@ def base_stage(
 ) -> StageResult: # folder with model and tokenizer
     "The student before distillation: shipped, built here, or from the hub (PAPER section E)."
     family_spec(family)
-    source, params = settings.student_source, dict(family=family, student_source=settings.student_source, student_dtype=settings.student_dtype)
+    source, params = settings.student_source, dict(
+        family=family, student_source=settings.student_source, student_dtype=settings.student_dtype)
     shipped = students_folder()/family
-    if source == "package": params["digest"] = content_hash(shipped) if shipped.is_dir() else None
-    elif source == "hub": params |= dict(model=getattr(settings, f"student_model_{family}"), revision=getattr(settings, f"student_revision_{family}"))
-    else: params |= {k: getattr(settings, k) for k in BASE_KEYS} | dict(bf16=settings.train_precision == "bf16" and bf16_pays(cpu=True))
+    if source == "package":
+        params["digest"] = content_hash(shipped) if shipped.is_dir() else None
+    elif source == "hub":
+        params |= dict(
+            model=getattr(settings, f"student_model_{family}"),
+            revision=getattr(settings, f"student_revision_{family}"))
+    else:
+        params |= {k: getattr(settings, k) for k in BASE_KEYS} | dict(
+            bf16=settings.train_precision == "bf16" and bf16_pays(cpu=True))
     def build(out, work):
-        if source == "package": return dict(check_seal(shipped) and {}, **_resave(str(shipped), None, out, settings.student_dtype))
+        if source == "package":
+            return dict(check_seal(shipped) and {}, **_resave(str(shipped), None, out, settings.student_dtype))
         if source == "hub": return _resave(params["model"], params["revision"], out, settings.student_dtype)
         texts, s = store.rows("texts", "texts.parquet")["text"], settings
-        return build_base(family, list(texts), out, s.base_steps, s.base_batch, s.base_lr, s.base_vocab, s.base_hidden, s.base_layers, s.base_heads,
+        return build_base(
+            family, list(texts), out, s.base_steps, s.base_batch, s.base_lr,
+            s.base_vocab, s.base_hidden, s.base_layers, s.base_heads,
             s.seed, s.student_dtype, s.max_words or 36, work, lambda words: embed(words, s), params["bf16"])
-    return store.stage(f"base-{family}", build, inputs=["texts"] if source == "build" else [], params=params, code=["base"] if source == "build" else [])
+    return store.stage(
+        f"base-{family}", build, inputs=["texts"] if source == "build" else [],
+        params=params, code=["base"] if source == "build" else [])

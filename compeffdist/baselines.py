@@ -62,5 +62,9 @@ class Baseline:
         "Learn the task's train split once, then answer."
         from compeffdist.evaluate import Answer
         task, max_words = items[0].task, items[0].max_words
-        if (task.name, max_words) not in self.fitted: self.fitted[task.name, max_words] = fit_baseline(self.name, task, read_split(self.folder, task, "train"), max_words)
-        return [Answer(replace(i, demonstrations=()), a) for i, a in zip(items, self.fitted[task.name, max_words]([i.record for i in items]))]
+        if (task.name, max_words) not in self.fitted:
+            self.fitted[task.name, max_words] = fit_baseline(
+                self.name, task, read_split(self.folder, task, "train"), max_words)
+        return [
+            Answer(replace(i, demonstrations=()), a)
+            for i, a in zip(items, self.fitted[task.name, max_words]([i.record for i in items]))]

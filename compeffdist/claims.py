@@ -37,28 +37,62 @@ class Claim:
     @property
     def test(self) -> str: # how it is tested, in words
         points = f"{100*self.margin:g} points of F1"
-        return {"most tasks": f"{self.a} − {self.b} per task: the 95 % interval stays above −{points} on more than half of the tasks",
+        return {
+            "most tasks": (
+                f"{self.a} − {self.b} per task: "
+                f"the 95 % interval stays above −{points} on more than half of the tasks"
+            ),
             "not worse": f"{self.a} − {self.b}, mean over the tasks: the 95 % interval stays above −{points}",
             "better": f"{self.a} − {self.b}, mean over the tasks: the 95 % interval lies above 0",
             "coverage": "every system has a score for 12 tasks in 3 groups",
-            "pre-training": "pre-trained − plain start, mean F1 over the fine-tuning sets' test splits: the 95 % interval lies above 0",
-            "zero-shot": "pre-trained − plain start, mean F1 over two-class tasks, no label seen: the 95 % interval lies above 0"}[self.kind]
+            "pre-training": (
+                "pre-trained − plain start, mean F1 over the fine-tuning sets' test splits: "
+                "the 95 % interval lies above 0"
+            ),
+            "zero-shot": (
+                "pre-trained − plain start, mean F1 over two-class tasks, no label seen: "
+                "the 95 % interval lies above 0"
+            ),
+        }[self.kind]
 
 # %% ../nbs/13b_claims.ipynb #4058c0fe
-_COMP, _TARGET, _FSA = "CompEffDist (2510.24425)", "Targeted Distillation (2503.03225)", "FSA-Distillation (2412.18552)"
+_COMP, _TARGET, _FSA = (
+    "CompEffDist (2510.24425)", "Targeted Distillation (2503.03225)", "FSA-Distillation (2412.18552)")
 
 CLAIMS = [
-    Claim("teacher", _COMP, "Distilled 3B students come near teachers 20 times their size on most tasks.", "most tasks", "distilled", "teacher", NEAR, every=True),
-    Claim("tenth", _COMP, "A tenth of the data, chosen by difficulty, reaches the level of the earlier method trained on all of it.", "not worse", "difficulty-{rate}", "two-stage", LEVEL),
-    Claim("comprehensive", _COMP, "Instructions built automatically from attributes teach more than hand-written ones.", "better", "distilled", "two-stage"),
-    Claim("families", _COMP, "The method works for Llama-3, Qwen-3 and Gemma-3 students alike.", "better", "distilled", "base", every=True),
-    Claim("difficulty", f"implied by {_COMP}", "Difficult samples teach more than as many random ones.", "better", "difficulty-{rate}", "random-{rate}"),
-    Claim("enough", f"implied by {_COMP}", "A tenth of the data, chosen by difficulty, loses nothing against all of it.", "not worse", "difficulty-{rate}", "distilled", LEVEL),
-    Claim("two-stage", _TARGET, "Two-stage distillation makes a small model better at sentiment analysis.", "better", "two-stage", "base"),
-    Claim("both stages", _TARGET, "Knowledge alone is not enough: teaching to follow prompts adds to it.", "better", "two-stage", "knowdist"),
-    Claim("benchmark", _TARGET, "SentiBench covers basic, multifaceted and fine-grained sentiment analysis.", "coverage"),
-    Claim("understanding", _FSA, "Pre-training a 220 M seq2seq model on analyses and rewrites adds 6.00 F1 on fine-grained tasks.", "pre-training"),
-    Claim("zero-shot", _FSA, "That model classifies sentiment well without task data.", "zero-shot"),
+    Claim("teacher", _COMP,
+        "Distilled 3B students come near teachers 20 times their size on most tasks.",
+        "most tasks", "distilled", "teacher", NEAR, every=True),
+    Claim("tenth", _COMP,
+        "A tenth of the data, chosen by difficulty, reaches the level of the earlier method trained on all of it.",
+        "not worse", "difficulty-{rate}", "two-stage", LEVEL),
+    Claim("comprehensive", _COMP,
+        "Instructions built automatically from attributes teach more than hand-written ones.",
+        "better", "distilled", "two-stage"),
+    Claim("families", _COMP,
+        "The method works for Llama-3, Qwen-3 and Gemma-3 students alike.",
+        "better", "distilled", "base", every=True),
+    Claim("difficulty", f"implied by {_COMP}",
+        "Difficult samples teach more than as many random ones.",
+        "better", "difficulty-{rate}", "random-{rate}"),
+    Claim("enough", f"implied by {_COMP}",
+        "A tenth of the data, chosen by difficulty, loses nothing against all of it.",
+        "not worse", "difficulty-{rate}", "distilled", LEVEL),
+    Claim("two-stage", _TARGET,
+        "Two-stage distillation makes a small model better at sentiment analysis.",
+        "better", "two-stage", "base"),
+    Claim("both stages", _TARGET,
+        "Knowledge alone is not enough: teaching to follow prompts adds to it.",
+        "better", "two-stage", "knowdist"),
+    Claim("benchmark", _TARGET,
+        "SentiBench covers basic, multifaceted and fine-grained sentiment analysis.",
+        "coverage"),
+    Claim("understanding", _FSA,
+        "Pre-training a 220 M seq2seq model on analyses and rewrites adds 6.00 F1 on fine-grained tasks.",
+        "pre-training"),
+    Claim("zero-shot", _FSA,
+        "That model classifies sentiment well without task data.",
+        "zero-shot"),
 ]
 
 # %% ../nbs/13b_claims.ipynb #215fd15f
@@ -89,9 +123,15 @@ def short_of_paper(
 ) -> str: # why a run cannot speak about the paper; empty if it can
     "In words, what of a run is smaller than the paper."
     s, reasons = settings, []
-    if s.teacher_backend == "embedded" or s.teacher_model not in PAPER_TEACHERS: reasons.append("the teacher is a rule-based stand-in" if s.teacher_backend == "embedded" else f"the teacher is {s.teacher_model}")
-    if s.student_source != "hub": reasons.append("the students are stand-ins of one to three million parameters")
-    elif getattr(s, f"student_model_{family}") != PAPER_STUDENTS[family]: reasons.append(f"the student is {getattr(s, f'student_model_{family}')}")
+    if s.teacher_backend == "embedded" or s.teacher_model not in PAPER_TEACHERS:
+        reasons.append(
+            "the teacher is a rule-based stand-in" if s.teacher_backend == "embedded"
+            else f"the teacher is {s.teacher_model}"
+        )
+    if s.student_source != "hub":
+        reasons.append("the students are stand-ins of one to three million parameters")
+    elif getattr(s, f"student_model_{family}") != PAPER_STUDENTS[family]:
+        reasons.append(f"the student is {getattr(s, f'student_model_{family}')}")
     if s.sentibench == "embedded": reasons.append("the benchmark is the embedded corpus")
     elif s.eval_limit or s.max_words: reasons.append("the benchmark is a part of SentiBench")
     return ", ".join(reasons)
@@ -102,7 +142,11 @@ def stored_answers(
     system: System|None, # one of its systems
 ) -> list[dict]|None: # rows of items.parquet; None if it was not evaluated
     "The answers of one system, if there are any."
-    return store.rows(system.evaluation_stage, "items.parquet").to_list() if system and store.has(system.evaluation_stage) else None
+    return (
+        store.rows(system.evaluation_stage, "items.parquet").to_list()
+        if system and store.has(system.evaluation_stage)
+        else None
+    )
 
 def _systems_of(claim, settings, family):
     "The two systems that a claim compares, None for one that the profile does not have."
@@ -116,7 +160,10 @@ def _measured(claim, rows_a, rows_b, settings):
     gap, bound = mean_paired(rows_a, rows_b, n, rules=rules), -claim.margin
     if claim.kind != "most tasks": return gap | dict(here=decide(gap["low"], gap["high"], bound))
     words = [decide(r["low"], r["high"], bound) for r in compare(rows_a, rows_b, n, rules=rules)]
-    return gap | dict(here=most(words), tasks=len(words), tasks_held=words.count(HOLDS), tasks_failed=words.count(FAILS))
+    return gap | dict(
+        here=most(words),
+        tasks=len(words), tasks_held=words.count(HOLDS), tasks_failed=words.count(FAILS),
+    )
 
 # %% ../nbs/13b_claims.ipynb #b1365e4e
 def _coverage(settings, store):
@@ -125,21 +172,37 @@ def _coverage(settings, store):
     found = [{r["task"] for r in rows} for rows in found if rows]
     if not found: return dict(here=ABSENT, missing="no evaluation is stored")
     groups = {TASKS[t].group for t in set.intersection(*found)}
-    return dict(here=HOLDS if all(f == set(TASKS) for f in found) and len(groups) == 3 else FAILS, tasks=min(map(len, found)))
+    return dict(
+        here=HOLDS if all(f == set(TASKS) for f in found) and len(groups) == 3 else FAILS,
+        tasks=min(map(len, found)),
+    )
 
 # %% ../nbs/13b_claims.ipynb #b1850c84
 def _seq2seq(claim, settings, store):
     "FSA-Distillation's student (notebook 12a): its pre-trained start against its plain one."
     fine = claim.kind == "pre-training"
-    stages = [[f"fsa-{n.replace('/', '-')}-{start}" for start in ("pretrained", "plain")] for n in settings.fsa_sets] if fine else [["fsa-zero-shot"]]
+    stages = [
+        [f"fsa-{n.replace('/', '-')}-{start}" for start in ("pretrained", "plain")]
+        for n in settings.fsa_sets
+    ] if fine else [["fsa-zero-shot"]]
     row = dict(a="t5 pre-trained", b="t5 plain")
-    if settings.fsa == "none" or not all(store.has(x) for group in stages for x in group): return row | dict(here=ABSENT, missing="not run in this profile: FSA-Distillation")
+    if settings.fsa == "none" or not all(store.has(x) for group in stages for x in group):
+        return row | dict(here=ABSENT, missing="not run in this profile: FSA-Distillation")
     parts = []
     for group in stages:
-        items = [r for stage in group for r in store.rows(stage, "items.parquet").to_list() if not fine or r["split"] == "test"]
+        items = [
+            r
+            for stage in group
+            for r in store.rows(stage, "items.parquet").to_list()
+            if not fine or r["split"] == "test"
+        ]
         for task in dict.fromkeys(r["task"] for r in items):
-            a, b = ([r for r in items if r["task"] == task and r["system"] == start] for start in ("pretrained", "plain"))
-            parts.append((TASKS["atsa_rest16"] if fine else task, a, b)) # all FSA sets have its metric: micro F1 over pooled counts
+            a, b = (
+                [r for r in items if r["task"] == task and r["system"] == start]
+                for start in ("pretrained", "plain")
+            )
+            # all FSA sets have its metric: micro F1 over pooled counts
+            parts.append((TASKS["atsa_rest16"] if fine else task, a, b))
     gap = mean_gap(parts, settings.bootstrap_samples, rules=settings.eval_rules)
     return row | gap | dict(here=decide(gap["low"], gap["high"], 0.0))
 
@@ -147,9 +210,17 @@ def _seq2seq(claim, settings, store):
 def _verdict(claim, row, short):
     "The word about the paper."
     if row["here"] == ABSENT: return "not testable", row["missing"]
-    if claim.kind == "coverage" and "benchmark" not in short: return ("replicated" if row["here"] == HOLDS else "not replicated"), "a property of the benchmark, not of a model"
+    if claim.kind == "coverage" and "benchmark" not in short:
+        return (
+            "replicated" if row["here"] == HOLDS else "not replicated",
+            "a property of the benchmark, not of a model",
+        )
     if short: return "not testable at this scale", short
-    return {HOLDS: ("replicated", ""), FAILS: ("not replicated", ""), OPEN: ("not testable at this scale", "the interval contains the margin: more items or seeds are needed")}[row["here"]]
+    return {
+        HOLDS: ("replicated", ""),
+        FAILS: ("not replicated", ""),
+        OPEN: ("not testable at this scale", "the interval contains the margin: more items or seeds are needed"),
+    }[row["here"]]
 
 def _row(claim, settings, store, family):
     names, pair = _systems_of(claim, settings, family)
@@ -162,10 +233,17 @@ def _row(claim, settings, store, family):
     else: row |= _measured(claim, *sides, settings)
     short = short_of_paper(settings, family) or ("the paper's teacher is Mixtral-8x7B" if claim.source == _FSA else "")
     verdict, why = _verdict(claim, row, short)
-    return dict(claim=claim.id, source=claim.source, statement=claim.statement, test=claim.test.format(rate=f"{100*settings.sampling_rate:g}"), margin=claim.margin, profile=settings.profile, family=family if claim.a else "") | row | dict(verdict=verdict, why=why)
+    return dict(
+        claim=claim.id, source=claim.source, statement=claim.statement,
+        test=claim.test.format(rate=f"{100*settings.sampling_rate:g}"), margin=claim.margin,
+        profile=settings.profile, family=family if claim.a else "",
+    ) | row | dict(verdict=verdict, why=why)
 
 # %% ../nbs/13b_claims.ipynb #af047044
-COLUMNS = "claim source statement test margin profile family a b difference low high p detectable tasks tasks_held tasks_failed here verdict why".split()
+COLUMNS = (
+    "claim source statement test margin profile family a b difference low high p detectable "
+    "tasks tasks_held tasks_failed here verdict why"
+).split()
 
 def ledger(
     settings: Settings, # the active profile
@@ -174,12 +252,19 @@ def ledger(
 ): # pandas DataFrame with `COLUMNS`; differences in F1 (0 to 1), empty where nothing was measured
     "The ledger of a profile, from its stored answers alone."
     import pandas as pd
-    rows = [_row(c, settings, store, f) for c in claims for f in (settings.families if c.every else settings.families[:1])]
+    rows = [
+        _row(c, settings, store, f)
+        for c in claims
+        for f in (settings.families if c.every else settings.families[:1])
+    ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 # %% ../nbs/13b_claims.ipynb #26a21496
-_NAMES = {"teacher": "teacher", "most frequent": "majority", "bag of words": "bag-of-words", "base": "base", "distilled": "distilled",
-    "by difficulty": "difficulty", "at random": "random", "knowdist": "knowdist", "icldist": "icldist", "two-stage": "two-stage"}
+_NAMES = {
+    "teacher": "teacher", "most frequent": "majority", "bag of words": "bag-of-words",
+    "base": "base", "distilled": "distilled", "by difficulty": "difficulty", "at random": "random",
+    "knowdist": "knowdist", "icldist": "icldist", "two-stage": "two-stage",
+}
 _FAMILIES = ("llama", "qwen3", "gemma3")
 
 def systems_named(
@@ -192,7 +277,8 @@ def systems_named(
     percent = "10" if "tenth" in text else (re.search(r"(\d+) %", text) or [None, ""])[1]
     found = []
     for _, name in sorted((text.index(w), n) for w, n in _NAMES.items() if w in text):
-        if name in ("difficulty", "random") or percent and name in ("knowdist", "icldist", "two-stage"): name = f"{name}-{percent}"
+        if name in ("difficulty", "random") or percent and name in ("knowdist", "icldist", "two-stage"):
+            name = f"{name}-{percent}"
         found += [k for k in known if k[1] == name and (k[0] == family or k[0] in ("teacher", "baseline"))]
     return found
 
@@ -212,30 +298,55 @@ def check_table(
         for profile, cell in zip(profiles[1:], row):
             if not profile or not _shown(cell): continue
             named, shown = systems_named(label, list(means[profile])), _shown(cell)
-            if len(named) != len(shown): wrong.append(f"{label!r}, {profile}: {len(shown)} numbers ({cell}) for {len(named)} known systems"); continue
-            wrong += [f"{label!r}, {profile}: {n} stands for {'/'.join(k)}, whose mean is {means[profile][k]:.2f}" for n, k in zip(shown, named) if not _agrees(n, means[profile][k])]
+            if len(named) != len(shown):
+                wrong.append(
+                    f"{label!r}, {profile}: {len(shown)} numbers ({cell}) for {len(named)} known systems"
+                )
+                continue
+            wrong += [
+                f"{label!r}, {profile}: {n} stands for {'/'.join(k)}, whose mean is {means[profile][k]:.2f}"
+                for n, k in zip(shown, named)
+                if not _agrees(n, means[profile][k])
+            ]
     return wrong
 
 def check_prose(
     text: str, # Markdown without tables
     values: Sequence[float], # all numbers of the committed tables, in percent
 ) -> list[str]: # what is wrong, empty if nothing
-    "Decimals in prose that are no number of any table; sizes, times and versions (a unit follows, or more dots) are not scores."
+    """Decimals in prose that are no number of any table;
+    sizes, times and versions (a unit follows, or more dots) are not scores.
+    """
     wrong = []
-    for m in re.finditer(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)(?!\s*(?:M|B|k|GB|GiB|MB|s|min|h|GPU|times)\b)", re.sub(r"arXiv \S+|\]\([^)]*\)|`[^`]*`|\(\d+\.\d+\.\d+\)", " ", text)):
-        if not any(_agrees(m[0], v) for v in values): wrong.append(f"{m[0]} in {text[max(0, m.start() - 40):m.end() + 20]!r}")
+    for m in re.finditer(
+        r"(?<![\w.])\d+\.\d+(?![\w.]*\d)(?!\s*(?:M|B|k|GB|GiB|MB|s|min|h|GPU|times)\b)",
+        re.sub(r"arXiv \S+|\]\([^)]*\)|`[^`]*`|\(\d+\.\d+\.\d+\)", " ", text),
+    ):
+        if not any(_agrees(m[0], v) for v in values):
+            wrong.append(f"{m[0]} in {text[max(0, m.start() - 40):m.end() + 20]!r}")
     return wrong
 
 # %% ../nbs/13b_claims.ipynb #682814ae
-QUOTED = ("tab-main", "tab-ratio", "tab-claims", "tab-selection", "tab-data-efficiency", "tab-ablations") # tables that the README may quote
+# tables that the README may quote
+QUOTED = ("tab-main", "tab-ratio", "tab-claims", "tab-selection", "tab-data-efficiency", "tab-ablations")
 
 def unbacked(
     readme: str, # the README's text
     tables: Mapping[str, Mapping[str, Any]], # profile -> table name -> DataFrame, from outputs/<profile>/tables/*.csv
 ) -> list[str]: # every decimal in the README's results without a row behind it
     "Check the opening paragraphs and the section of results against the tables of all profiles."
-    means = {p: {(r.family, r.system): r.average for r in t["tab-main"].itertuples()} for p, t in tables.items() if "tab-main" in t}
-    values = [abs(v) for t in tables.values() for name, frame in t.items() if name in QUOTED for v in frame.select_dtypes("number").to_numpy().ravel().tolist()]
+    means = {
+        p: {(r.family, r.system): r.average for r in t["tab-main"].itertuples()}
+        for p, t in tables.items()
+        if "tab-main" in t
+    }
+    values = [
+        abs(v)
+        for t in tables.values()
+        for name, frame in t.items()
+        if name in QUOTED
+        for v in frame.select_dtypes("number").to_numpy().ravel().tolist()
+    ]
     values += [100*v for v in values if v <= 2] # prose says "1.9 below"
     sections = re.split(r"^## ", readme, flags=re.M)
     part = "\n".join([sections[0], *[s for s in sections[1:] if s.startswith("What came out")]]).splitlines()
@@ -253,4 +364,8 @@ def committed_tables(
 ) -> dict[str, dict]: # profile -> table name -> DataFrame
     "The tables of all profiles."
     import pandas as pd
-    return {p.name: {f.stem: pd.read_csv(f) for f in sorted((p/"tables").glob("*.csv"))} for p in sorted(outputs.iterdir()) if (p/"tables").is_dir()}
+    return {
+        p.name: {f.stem: pd.read_csv(f) for f in sorted((p/"tables").glob("*.csv"))}
+        for p in sorted(outputs.iterdir())
+        if (p/"tables").is_dir()
+    }

@@ -51,14 +51,22 @@ def _by_kind(instructions, types=()):
     "(kind, perspective) -> [(instruction id, task type, instruction)], tasks of some types only if any are named."
     out = {"analysis": {}, "task": {}}
     for p, value in instructions.items():
-        if prompts := value.get("analysis"): out["analysis"][p] = [(f"{p}/analysis/{i}", "analysis", x) for i, x in enumerate(prompts)]
-        if tasks := value.get("tasks"): out["task"][p] = [(f"{p}/task/{t['id']}", t["type"], t) for t in tasks if not types or t["type"] in types]
+        if prompts := value.get("analysis"):
+            out["analysis"][p] = [(f"{p}/analysis/{i}", "analysis", x) for i, x in enumerate(prompts)]
+        if tasks := value.get("tasks"):
+            out["task"][p] = [
+                (f"{p}/task/{t['id']}", t["type"], t)
+                for t in tasks if not types or t["type"] in types
+            ]
     out["task"] = {p: items for p, items in out["task"].items() if items}
     return out
 
 class _Deck:
     "Texts in random order, each equally often; never the same text twice for one instruction."
-    def __init__(self, texts, rng): self.texts, self.rng, self.deck, self.used, self.by_id, self.near = texts, rng, [], {}, {t["id"]: t for t in texts}, {}
+    def __init__(self, texts, rng):
+        self.texts, self.rng, self.deck, self.used, self.by_id, self.near = (
+            texts, rng, [], {}, {t["id"]: t for t in texts}, {},
+        )
     def deal_near(self, instruction, ids):
         used = self.used.setdefault(instruction, set())
         if instruction not in self.near: self.near[instruction] = iter(self.rng.sample(list(ids), len(ids)))
@@ -91,17 +99,31 @@ def plan_corpus(
     "Choose and render the prompts; raises `UserError` when there is nothing to combine or too little of it."
     kinds, texts = _by_kind(instructions, types), [dict(t) for t in texts]
     if not texts: raise UserError("There are no user texts to build a corpus from. Run notebook 02a_texts.")
-    if empty := [t["id"] for t in texts if not str(t["text"]).strip()]: raise UserError(f"Text {empty[0]!r} is empty ({len(empty)} in all). Remove empty texts.")
+    if empty := [t["id"] for t in texts if not str(t["text"]).strip()]:
+        raise UserError(f"Text {empty[0]!r} is empty ({len(empty)} in all). Remove empty texts.")
     total = sum(len(x) for groups in kinds.values() for x in groups.values())
-    if not total: raise UserError(f"The instruction set has no analysis prompts and no tasks{' of type ' + ', '.join(types) if types else ''}. Correct corpus_task_types in settings.ini, or run notebook 06_instructions.")
+    if not total:
+        raise UserError(
+            "The instruction set has no analysis prompts and no tasks"
+            f"{' of type ' + ', '.join(types) if types else ''}. "
+            "Correct corpus_task_types in settings.ini, or run notebook 06_instructions."
+        )
     share = analysis_share if kinds["task"] and kinds["analysis"] else float(not kinds["task"])
     wanted = dict(analysis=round(size * share)); wanted["task"] = size - wanted["analysis"]
     rows, rng = [], random.Random(derive_seed(seed, "corpus"))
     deck = _Deck(texts, rng)
     for kind, n in wanted.items():
         possible = sum(map(len, kinds[kind].values())) * len(texts)
-        if n > possible: raise UserError(f"corpus_size = {size} needs {n:,} {kind} samples, but {possible // len(texts):,} instructions and {len(texts):,} texts make only {possible:,} different pairs. Lower corpus_size, or use more texts.")
-        rows += _pairs(kind, kinds[kind], n, deck, rng, max_demonstrations, max_words, seed, nearby or {}, nearby_share)
+        if n > possible:
+            raise UserError(
+                f"corpus_size = {size} needs {n:,} {kind} samples, "
+                f"but {possible // len(texts):,} instructions and {len(texts):,} texts "
+                f"make only {possible:,} different pairs. Lower corpus_size, or use more texts."
+            )
+        rows += _pairs(
+            kind, kinds[kind], n, deck, rng, max_demonstrations, max_words, seed,
+            nearby or {}, nearby_share,
+        )
     rng.shuffle(rows)
     return rows
 
@@ -116,9 +138,16 @@ def _pairs(kind, groups, n, deck, rng, max_demonstrations, max_words, seed, near
         if (text := near or deck.deal(name)) is None: continue
         id = f"{name}~{text['id']}"
         own = random.Random(derive_seed(seed, "demonstrations", id))
-        pool = [d for d in instruction["demonstrations"] if one_line(d["input"]) != one_line(text["text"])] if kind == "task" else []
+        pool = (
+            [d for d in instruction["demonstrations"] if one_line(d["input"]) != one_line(text["text"])]
+            if kind == "task" else []
+        )
         shown = own.sample(pool, min(own.randint(0, max_demonstrations), len(pool)))
-        rows.append(dict(id=id, instruction_id=name, perspective=int(where[name]), kind=kind, task_type=type, text_id=str(text["id"]), nearby=near is not None, demonstrations=len(shown), prompt=render_prompt(kind, instruction, text["text"], shown, max_words)))
+        rows.append(dict(
+            id=id, instruction_id=name, perspective=int(where[name]), kind=kind, task_type=type,
+            text_id=str(text["id"]), nearby=near is not None, demonstrations=len(shown),
+            prompt=render_prompt(kind, instruction, text["text"], shown, max_words),
+        ))
     return rows
 
 # %% ../nbs/07_corpus.ipynb #6e4749e7
@@ -132,10 +161,17 @@ def nearby_texts(
     where = {a: set(ids) for a, ids in mentions.groupby("attribute").text_id}
     names, kinds = sorted(where), _by_kind(instructions)
     texts_of = lambda found: sorted(set().union(*(where.get(a, ()) for a in found)))
-    out = {name: texts_of(instructions[p].get("attributes", ())) for p, items in kinds["analysis"].items() for name, _, _ in items}
+    out = {
+        name: texts_of(instructions[p].get("attributes", ()))
+        for p, items in kinds["analysis"].items()
+        for name, _, _ in items
+    }
     tasks = [(name, t) for items in kinds["task"].values() for name, _, t in items]
     if not tasks or not names: return out
-    near = (embed([f"{t['name']}. {t['description'].partition('. ')[0]}" for _, t in tasks]) @ embed(names).T).argsort(1)[:, ::-1]
+    near = (
+        embed([f"{t['name']}. {t['description'].partition('. ')[0]}" for _, t in tasks])
+        @ embed(names).T
+    ).argsort(1)[:, ::-1]
     return out | {name: texts_of(names[i] for i in row[:attributes]) for (name, _), row in zip(tasks, near)}
 
 # %% ../nbs/07_corpus.ipynb #89c07d30
@@ -147,7 +183,12 @@ def join_answers(
     kept, dropped = [], []
     for row, r in zip(rows, responses, strict=True):
         answer = (r.text or "").strip()
-        reason = f"no answer: {r.error}" if r.text is None else "empty answer" if not answer else "cut off at answer_max_tokens" if r.finish_reason == "length" else ""
+        reason = (
+            f"no answer: {r.error}" if r.text is None
+            else "empty answer" if not answer
+            else "cut off at answer_max_tokens" if r.finish_reason == "length"
+            else ""
+        )
         if reason: dropped.append(dict(id=row["id"], reason=reason, item=answer[:200]))
         else: kept.append({**row, "answer": answer})
     return kept, dropped
@@ -157,8 +198,16 @@ def distribution(
 ) -> "pandas.DataFrame": # by kind and task type
     "What a corpus is made of: samples, instructions, perspectives, texts, mean words, distinct answers."
     words = lambda s: s.str.split().str.len().mean().round(1)
-    return corpus.groupby(["kind", "task_type"]).agg(samples=("id", "size"), instructions=("instruction_id", "nunique"), perspectives=("perspective", "nunique"), texts=("text_id", "nunique"),
-        demonstrations=("demonstrations", "mean"), prompt_words=("prompt", words), answer_words=("answer", words), distinct_answers=("answer", "nunique")).round(2)
+    return corpus.groupby(["kind", "task_type"]).agg(
+        samples=("id", "size"),
+        instructions=("instruction_id", "nunique"),
+        perspectives=("perspective", "nunique"),
+        texts=("text_id", "nunique"),
+        demonstrations=("demonstrations", "mean"),
+        prompt_words=("prompt", words),
+        answer_words=("answer", words),
+        distinct_answers=("answer", "nunique"),
+    ).round(2)
 
 # %% ../nbs/07_corpus.ipynb #9af1a72d
 def even_quotas(
@@ -182,10 +231,16 @@ def even_answers(
     for i, r in enumerate(rows): groups.setdefault(r["instruction_id"], []).append(i)
     share = min(1, size / max(1, len(rows)))
     quotas = {name: int(len(g) * share) for name, g in groups.items()}
-    for name in sorted(groups, key=lambda n: quotas[n] - len(groups[n]) * share)[:min(size, len(rows)) - sum(quotas.values())]: quotas[name] += 1
+    for name in sorted(
+        groups, key=lambda n: quotas[n] - len(groups[n]) * share
+    )[:min(size, len(rows)) - sum(quotas.values())]:
+        quotas[name] += 1
     for name, g in groups.items():
         parts = {}
-        for i in g: parts.setdefault(rows[i]["answer"] if rows[i]["task_type"] == "closed classification" else "", []).append(i)
+        for i in g:
+            parts.setdefault(
+                rows[i]["answer"] if rows[i]["task_type"] == "closed classification" else "", []
+            ).append(i)
         labels = [p for p in parts.values() if len(p) >= rare * len(g)]
         others = [i for p in parts.values() if len(p) < rare * len(g) for i in p]
         n = min(len(others), round(len(others) * share)) if labels else quotas[name]
@@ -202,16 +257,34 @@ def answer_corpus(
     stage: str, # for the dead-letter table
     out: Any, # folder for corpus.parquet and dropped.parquet
 ) -> dict: # counts: rows in and out, surplus, malformed, dead
-    "Ask the teacher, even the answers out, and write; raises `UserError` if no answer is usable. Answers on record are not asked for again."
+    """Ask the teacher, even the answers out, and write; raises `UserError` if no answer is usable.
+    Answers on record are not asked for again."""
     import pandas as pd
-    requests = [Request(id=f"corpus/{r['id']}", prompt=r["prompt"], temperature=settings.answer_temperature, max_tokens=settings.answer_max_tokens) for r in rows]
-    responses = ask(teacher, requests, store.record, settings.seed, stage=stage, max_failure_rate=settings.teacher_max_failure_rate)
+    requests = [
+        Request(
+            id=f"corpus/{r['id']}", prompt=r["prompt"],
+            temperature=settings.answer_temperature, max_tokens=settings.answer_max_tokens,
+        )
+        for r in rows
+    ]
+    responses = ask(
+        teacher, requests, store.record, settings.seed,
+        stage=stage, max_failure_rate=settings.teacher_max_failure_rate,
+    )
     answered, dropped = join_answers(rows, responses)
-    if not answered: raise UserError(f"None of {len(rows)} answers of the teacher is usable ({dropped[0]['reason']}). Look at the teacher's settings.")
+    if not answered:
+        raise UserError(
+            f"None of {len(rows)} answers of the teacher is usable ({dropped[0]['reason']}). "
+            "Look at the teacher's settings."
+        )
     kept = even_answers(answered, settings.corpus_size) if settings.corpus_oversample > 1 else answered
     write_rows(out/"corpus.parquet", kept)
     write_rows(out/"dropped.parquet", pd.DataFrame(dropped, columns=["id", "reason", "item"]).astype("string"))
-    return dict(rows_in=len(rows), rows_out=len(kept), surplus=len(answered) - len(kept), malformed=sum(r.text is not None for r in responses) - len(answered), dead=sum(r.text is None for r in responses))
+    return dict(
+        rows_in=len(rows), rows_out=len(kept), surplus=len(answered) - len(kept),
+        malformed=sum(r.text is not None for r in responses) - len(answered),
+        dead=sum(r.text is None for r in responses),
+    )
 
 # %% ../nbs/07_corpus.ipynb #784fa026
 def corpus_stage(
@@ -219,12 +292,33 @@ def corpus_stage(
     store: Store, # holds texts and instructions
 ) -> Any: # StageResult; corpus.parquet, dropped.parquet
     "Ask the teacher for the distillation corpus; answers already on record are not asked for again."
-    keys = ("corpus_size", "corpus_analysis_share", "corpus_max_demonstrations", "corpus_nearby_share", "corpus_task_types", "corpus_oversample", "max_words", "answer_temperature", "answer_max_tokens", "seed")
+    keys = (
+        "corpus_size", "corpus_analysis_share", "corpus_max_demonstrations", "corpus_nearby_share",
+        "corpus_task_types", "corpus_oversample",
+        "max_words", "answer_temperature", "answer_max_tokens", "seed",
+    )
     def build(out, work):
         instructions = load_instructions(store.path("instructions", "instructions.json"))
-        texts, share = list(store.rows("texts", "texts.parquet").select_columns(["id", "text"])), settings.corpus_nearby_share
-        near = nearby_texts(instructions, store.rows("attributes", "mentions.parquet").to_pandas(), lambda names: embed(names, settings)) if share else None
-        rows = plan_corpus(instructions, texts, round(settings.corpus_size * settings.corpus_oversample), settings.corpus_analysis_share, settings.corpus_max_demonstrations, settings.max_words, settings.seed, near, share, settings.corpus_task_types)
+        texts, share = (
+            list(store.rows("texts", "texts.parquet").select_columns(["id", "text"])),
+            settings.corpus_nearby_share,
+        )
+        near = nearby_texts(
+            instructions, store.rows("attributes", "mentions.parquet").to_pandas(),
+            lambda names: embed(names, settings),
+        ) if share else None
+        rows = plan_corpus(
+            instructions, texts, round(settings.corpus_size * settings.corpus_oversample),
+            settings.corpus_analysis_share, settings.corpus_max_demonstrations, settings.max_words, settings.seed,
+            near, share, settings.corpus_task_types,
+        )
         return answer_corpus(rows, settings, store, load_teacher(settings), "corpus", out)
-    params = teacher_params(settings) | {k: getattr(settings, k) for k in keys} | (dict(embedding=settings.embedding_model, revision=settings.embedding_revision) if settings.corpus_nearby_share else {})
+    params = (
+        teacher_params(settings)
+        | {k: getattr(settings, k) for k in keys}
+        | (
+            dict(embedding=settings.embedding_model, revision=settings.embedding_revision)
+            if settings.corpus_nearby_share else {}
+        )
+    )
     return store.stage("corpus", build, inputs=["texts", "instructions", "attributes"], params=params, code=["corpus"])

@@ -17,16 +17,22 @@ from .store import Store, derive_seed, text_hash, write_rows
 from .workers import Job, run_jobs, worker_count
 
 # %% ../nbs/08_difficulty.ipynb #4dc84891
-BLOCK = dict(cpu=2**17, other=2**23) # logits worked on at a time: small enough for a CPU's cache, large enough to keep a GPU busy
+# logits worked on at a time: small enough for a CPU's cache, large enough to keep a GPU busy
+BLOCK = dict(cpu=2**17, other=2**23)
 EDGE = 1e-9   # relative slack of "reaches top_p", so that 19 of 20 equal tokens reach 0.95 in spite of rounding
 
 def _check_logits(logits, targets, top_p):
     "Shapes, the range of `targets` and `top_p`; NaN is found later, in passing."
     if not 0 < top_p <= 1: raise UserError(f"top_p must be in (0, 1], got {top_p!r}.")
-    if logits.ndim != 2 or targets.ndim != 1 or len(logits) != len(targets): raise UserError(f"Need logits of shape [T, V] and targets of shape [T], got {tuple(logits.shape)} and {tuple(targets.shape)}.")
+    if logits.ndim != 2 or targets.ndim != 1 or len(logits) != len(targets):
+        raise UserError(
+            "Need logits of shape [T, V] and targets of shape [T], "
+            f"got {tuple(logits.shape)} and {tuple(targets.shape)}.")
     if logits.shape[1] == 0: raise UserError("The logits have an empty vocabulary (V = 0).")
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
-        raise UserError(f"A target token id lies outside the model's vocabulary (0 to {logits.shape[1] - 1}): {int(targets.min())} to {int(targets.max())}. Do tokenizer and model belong together?")
+        raise UserError(
+            f"A target token id lies outside the model's vocabulary (0 to {logits.shape[1] - 1}): "
+            f"{int(targets.min())} to {int(targets.max())}. Do tokenizer and model belong together?")
 
 def _on_cpu(x): return x.device.type == "cpu"
 
@@ -38,7 +44,11 @@ def _blocks(logits, targets):
 def _check_top(top, first_row=0):
     "NaN and infinities show in the largest logit of a row."
     bad = (~top.isfinite()).nonzero()
-    if len(bad): raise UserError(f"The logits of position {first_row + int(bad[0])} are not usable (largest value {top[bad[0]].item()}). NaN or infinity usually means overflow: load the model in float32 or bfloat16.")
+    if len(bad):
+        raise UserError(
+            f"The logits of position {first_row + int(bad[0])} are not usable "
+            f"(largest value {top[bad[0]].item()}). "
+            "NaN or infinity usually means overflow: load the model in float32 or bfloat16.")
 
 # %% ../nbs/08_difficulty.ipynb #f379ffc4
 def _ranks(x, targets):
@@ -47,7 +57,9 @@ def _ranks(x, targets):
     own = x.gather(1, targets[:, None])
     if _on_cpu(x): # one pass, as a row is cut at its target
         rows = zip(x.numpy(), targets.tolist(), own[:, 0].numpy())
-        return torch.tensor([np.count_nonzero(r[:t] >= o) + np.count_nonzero(r[t + 1:] > o) for r, t, o in rows], dtype=torch.int64)
+        return torch.tensor(
+            [np.count_nonzero(r[:t] >= o) + np.count_nonzero(r[t + 1:] > o) for r, t, o in rows],
+            dtype=torch.int64)
     ids = torch.arange(x.shape[1], device=x.device)
     return torch.where(ids < targets[:, None], x >= own, x > own).sum(-1)
 
@@ -83,11 +95,16 @@ def _nucleus_sizes(weights, goal, top_p):
     import torch
     if top_p == 1: return (weights >= 0).sum(-1)
     V, tail = weights.shape[1], goal * (1 / top_p - 1) / weights.shape[1]
-    if _on_cpu(weights): return torch.tensor([_nucleus_size(w, g, t) for w, g, t in zip(weights.numpy(), goal.tolist(), tail.tolist())], dtype=torch.int64).clamp(max=V)
+    if _on_cpu(weights):
+        return torch.tensor(
+            [_nucleus_size(w, g, t) for w, g, t in zip(weights.numpy(), goal.tolist(), tail.tolist())],
+            dtype=torch.int64).clamp(max=V)
     for factor in (PEAK, 1 / 2): # half of it: what is below cannot fill the tail, so the rest reaches the goal
         kept = weights > factor * tail[:, None]
         if factor < 1 or (torch.where(kept, weights, 0).sum(-1, dtype=torch.float64) >= goal).all(): break
-    return ((weights.topk(int(kept.sum(-1).amax())).values.double().cumsum(-1) < goal[:, None]).sum(-1) + 1).clamp(max=V)
+    return (
+        (weights.topk(int(kept.sum(-1).amax())).values.double().cumsum(-1) < goal[:, None]).sum(-1) + 1
+    ).clamp(max=V)
 
 # %% ../nbs/08_difficulty.ipynb #77974358
 def _block_scores(x, targets, top_p, first_row, scratch):
@@ -111,7 +128,8 @@ def token_rank_scores(
     targets: "torch.Tensor", # [T] the tokens that were written
     top_p: float = 0.95, # mass of the nucleus, in (0, 1]
 ) -> "torch.Tensor": # [T] float32 in [0, 1]
-    "Rank / nucleus size inside the top-p nucleus, 1 outside (PAPER section C); T = 0 gives an empty tensor; NaN, +inf and an all -inf row raise `UserError`."
+    """Rank / nucleus size inside the top-p nucleus, 1 outside (PAPER section C);
+    T = 0 gives an empty tensor; NaN, +inf and an all -inf row raise `UserError`."""
     import torch
     _check_logits(logits, targets, top_p)
     out, scratch = torch.zeros(len(targets), dtype=torch.float32, device=logits.device), None
@@ -158,7 +176,10 @@ class Encoded:
 
 def _prompt_ids(tokenizer, prompt, chat_template):
     "Ids of the prompt with the special tokens that stand before an answer."
-    if chat_template: return list(tokenizer.apply_chat_template([dict(role="user", content=prompt)], add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False))
+    if chat_template:
+        return list(tokenizer.apply_chat_template(
+            [dict(role="user", content=prompt)], add_generation_prompt=True,
+            tokenize=True, return_dict=False, enable_thinking=False))
     ids = list(tokenizer(prompt)["input_ids"])
     end = tokenizer.eos_token_id
     # some tokenizers close every text with EOS; an answer could not follow it
@@ -175,16 +196,23 @@ def encode_sample(
     chat_template: bool = False, # wrap the prompt in the tokenizer's chat template
 ) -> Encoded: # ids, start of the answer, truncation, error
     "Tokenise prompt and answer apart and join them."
-    if not isinstance(prompt, str) or not isinstance(answer, str): return Encoded(row, error=f"prompt and answer must be text, got {type(prompt).__name__} and {type(answer).__name__}")
+    if not isinstance(prompt, str) or not isinstance(answer, str):
+        return Encoded(
+            row, error=f"prompt and answer must be text, got {type(prompt).__name__} and {type(answer).__name__}")
     if not answer.strip(): return Encoded(row, error="the answer is empty")
     head = _prompt_ids(tokenizer, prompt, chat_template)
     if not head: # something must stand before the answer's first token
         opener = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if opener is None: return Encoded(row, error="the prompt is empty and the tokenizer has no BOS or EOS token to stand in its place")
+        if opener is None:
+            return Encoded(
+                row, error="the prompt is empty and the tokenizer has no BOS or EOS token to stand in its place")
         head = [opener]
     tail = list(tokenizer(("" if chat_template else separator) + answer, add_special_tokens=False)["input_ids"])
     room = len(tail) if max_length is None else max_length - len(head)
-    if room <= 0: return Encoded(row, start=len(head), truncated=True, error=f"the answer is cut away entirely: the prompt has {len(head)} tokens, the context {max_length}")
+    if room <= 0:
+        return Encoded(
+            row, start=len(head), truncated=True,
+            error=f"the answer is cut away entirely: the prompt has {len(head)} tokens, the context {max_length}")
     return Encoded(row, head + tail[:room], len(head), room < len(tail))
 
 # %% ../nbs/08_difficulty.ipynb #7a77f3bc
@@ -196,7 +224,10 @@ def _parts(model):
     decoder = get() if get else None
     if decoder is None or decoder is model: decoder = getattr(model, getattr(model, "base_model_prefix", ""), None)
     head = model.get_output_embeddings()
-    if decoder is None or head is None: raise UserError(f"{type(model).__name__} has no decoder with an output head. Pass a causal language model (AutoModelForCausalLM).")
+    if decoder is None or head is None:
+        raise UserError(
+            f"{type(model).__name__} has no decoder with an output head. "
+            "Pass a causal language model (AutoModelForCausalLM).")
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     cap, scale = getattr(config, "final_logit_softcapping", None), getattr(config, "logit_scale", None)
     divide = getattr(config, "logits_scaling", None)
@@ -212,8 +243,14 @@ def _check_parts(model, decoder, project, ids, row):
     import torch
     whole = model(input_ids=ids, use_cache=False).logits[0, -4:].float()
     parts = project(decoder(input_ids=ids, use_cache=False).last_hidden_state[0, -4:]).float()
-    if not whole.isfinite().all(): raise UserError(f"The model gives NaN or infinite logits for {row}. Load it in float32 or bfloat16, or check its weights.")
-    if not torch.allclose(whole, parts, rtol=1e-2, atol=1e-2 * float(whole.abs().max())): raise UserError(f"{type(model).__name__} changes its logits after the output head in a way this scorer does not know; it cannot be scored safely.")
+    if not whole.isfinite().all():
+        raise UserError(
+            f"The model gives NaN or infinite logits for {row}. "
+            "Load it in float32 or bfloat16, or check its weights.")
+    if not torch.allclose(whole, parts, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
+        raise UserError(
+            f"{type(model).__name__} changes its logits after the output head "
+            "in a way this scorer does not know; it cannot be scored safely.")
 
 # %% ../nbs/08_difficulty.ipynb #b17070d1
 def plan_batches(
@@ -253,16 +290,23 @@ def _answer_tokens(decoder, project, batch, vocab_rows, function, device):
 def _unconditioned(tokenizer, e):
     "The same answer without its prompt."
     opener = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if opener is None: raise UserError("IFD needs a token to start a text with, and this tokenizer has neither BOS nor EOS. Set tokenizer.bos_token, or use another metric.")
+    if opener is None:
+        raise UserError(
+            "IFD needs a token to start a text with, and this tokenizer has neither BOS nor EOS. "
+            "Set tokenizer.bos_token, or use another metric.")
     return Encoded(e.row, [opener] + e.ids[e.start:], 1)
 
 def _perplexity(nll): return math.exp(min(math.fsum(nll) / len(nll), 700.0))
+
 def _as_rows(samples):
     "Rows with `prompt` and `answer` from a Dataset, a DataFrame, dicts or pairs."
     if hasattr(samples, "to_dict") and hasattr(samples, "columns"): samples = samples.to_dict("records")
     rows = [s if isinstance(s, dict) else dict(zip(("prompt", "answer"), s)) for s in samples]
     for i, r in enumerate(rows):
-        if missing := [k for k in ("prompt", "answer") if k not in r]: raise UserError(f"Sample {r.get('id', i)!r} (row {i}) lacks {' and '.join(missing)}; it has {', '.join(map(str, r)) or 'nothing'}. Each sample needs 'prompt' and 'answer'.")
+        if missing := [k for k in ("prompt", "answer") if k not in r]:
+            raise UserError(
+                f"Sample {r.get('id', i)!r} (row {i}) lacks {' and '.join(missing)}; "
+                f"it has {', '.join(map(str, r)) or 'nothing'}. Each sample needs 'prompt' and 'answer'.")
     ids = [str(r.get("id", i)) for i, r in enumerate(rows)]
     if len(set(ids)) < len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
@@ -281,13 +325,17 @@ def _load_done(paths):
     return done
 
 def _records(path):
-    "A record of finished rows, and those that processes with a share each (`<share>-of-<shares>/`) have left beside it."
+    """A record of finished rows, and those that processes with a share each (`<share>-of-<shares>/`)
+    have left beside it."""
     root = path.parent.parent if "-of-" in path.parent.name else path.parent
     return [path, root/path.name, *sorted(root.glob(f"*-of-*/{path.name}"))]
 
 def _fingerprint(model, facts):
     "What all scores of one call depend on, the weights included (by a checksum of every tensor's ends)."
-    ends = [] if model is None else [f"{n}{tuple(p.shape)}{p.reshape(-1)[:8].double().sum().item()}{p.reshape(-1)[-8:].double().sum().item()}" for n, p in model.named_parameters()]
+    ends = [] if model is None else [
+        f"{n}{tuple(p.shape)}"
+        f"{p.reshape(-1)[:8].double().sum().item()}{p.reshape(-1)[-8:].double().sum().item()}"
+        for n, p in model.named_parameters()]
     return text_hash(json.dumps([facts, "".join(ends)], sort_keys=True, default=str))
 
 # %% ../nbs/08_difficulty.ipynb #e7902728
@@ -295,39 +343,60 @@ def _columns(metric, tokenizer, rows, encoded, per_token):
     "Result rows, before any score is known."
     out = []
     for r, e in zip(rows, encoded):
-        new = {f"{metric}_score": None, "n_tokens": max(0, len(e.ids) - e.start), "n_prompt_tokens": e.start, "truncated": e.truncated, "error": e.error}
+        new = {
+            f"{metric}_score": None, "n_tokens": max(0, len(e.ids) - e.start), "n_prompt_tokens": e.start,
+            "truncated": e.truncated, "error": e.error}
         if metric == "rank": new["n_surprising"] = None
-        if per_token: new |= dict(token_ids=e.ids[e.start:], token_values=None) | (dict(token_ranks=None) if metric == "rank" else {})
+        if per_token:
+            new |= (
+                dict(token_ids=e.ids[e.start:], token_values=None)
+                | (dict(token_ranks=None) if metric == "rank" else {}))
         out.append({**r, **new})
     return out
 
 def _fill(new, metric, values, skip_top_rank, per_token):
     "Write one sample's token values and its score into its result row."
     first = values[0]
-    if metric == "rank": new |= {"rank_score": answer_rank_score(first, skip_top_rank), "n_surprising": sum(v > 1e-6 for v in first)}
+    if metric == "rank":
+        new |= {"rank_score": answer_rank_score(first, skip_top_rank), "n_surprising": sum(v > 1e-6 for v in first)}
     if metric == "perplexity": new["perplexity_score"] = _perplexity(first)
     if metric == "ifd": new["ifd_score"] = _perplexity(first) / _perplexity(values[1])
     if per_token: new |= dict(token_values=first) | (dict(token_ranks=values[1]) if metric == "rank" else {})
 
 # %% ../nbs/08_difficulty.ipynb #9396fe69
 def _run(model, tokenizer, encoded, metric, top_p, batch_tokens, exact, per_token, names, done, keys, save, progress):
-    "Token values per sample for the metrics that need the model; `save(key, values)` is called for each finished sample."
+    """Token values per sample for the metrics that need the model;
+    `save(key, values)` is called for each finished sample."""
     import torch
     from tqdm import tqdm
     decoder, project = _parts(model)
     device, vocab = next(model.parameters()).device, model.get_output_embeddings().weight.shape[0]
-    function = [lambda x, t: token_rank_scores(x, t, top_p)] + ([token_ranks] if per_token else []) if metric == "rank" else [token_nll]
+    function = (
+        [lambda x, t: token_rank_scores(x, t, top_p)] + ([token_ranks] if per_token else [])
+        if metric == "rank" else [token_nll])
     good = [e for e in encoded if not e.error]
     for e in good:
-        if max(e.ids) >= vocab: raise UserError(f"{names[e.row]}: token id {max(e.ids)} does not exist in the model (its vocabulary has {vocab}). Tokenizer and model do not belong together.")
-    if good and any(keys[e.row] not in done for e in good): _check_parts(model, decoder, project, torch.tensor([good[0].ids[:16]], device=device), names[good[0].row])
-    for plan in tqdm(plan_batches([len(e.ids) for e in good], batch_tokens, exact), desc="scoring", disable=not progress, mininterval=2):
+        if max(e.ids) >= vocab:
+            raise UserError(
+                f"{names[e.row]}: token id {max(e.ids)} does not exist in the model "
+                f"(its vocabulary has {vocab}). Tokenizer and model do not belong together.")
+    if good and any(keys[e.row] not in done for e in good):
+        _check_parts(
+            model, decoder, project, torch.tensor([good[0].ids[:16]], device=device), names[good[0].row])
+    for plan in tqdm(
+            plan_batches([len(e.ids) for e in good], batch_tokens, exact),
+            desc="scoring", disable=not progress, mininterval=2):
         batch = [good[i] for i in plan]
         if all(keys[e.row] in done for e in batch): continue
         try:
             values = _answer_tokens(decoder, project, batch, vocab, function, device)
-            if metric == "ifd": values = [a + b for a, b in zip(values, _answer_tokens(decoder, project, [_unconditioned(tokenizer, e) for e in batch], vocab, function, device))]
-        except UserError as e: raise UserError(f"While scoring {', '.join(names[b.row] for b in batch[:3])}{' …' if len(batch) > 3 else ''}: {e}") from e
+            if metric == "ifd":
+                values = [a + b for a, b in zip(values, _answer_tokens(
+                    decoder, project, [_unconditioned(tokenizer, e) for e in batch], vocab, function, device))]
+        except UserError as e:
+            raise UserError(
+                f"While scoring {', '.join(names[b.row] for b in batch[:3])}"
+                f"{' …' if len(batch) > 3 else ''}: {e}") from e
         for e, v in zip(batch, values): save(keys[e.row], v)
 
 # %% ../nbs/08_difficulty.ipynb #c9325e03
@@ -348,19 +417,26 @@ def score(
     work: Path|None = None, # folder in which finished rows are kept for a restart
     progress: bool = False, # show a bar
 ) -> "datasets.Dataset": # the samples with <metric>_score, n_tokens, n_prompt_tokens, truncated, error
-    "Difficulty of each answer for a model (PAPER section C); rows that cannot be scored have no score but an error; wrong arguments raise `UserError`."
+    """Difficulty of each answer for a model (PAPER section C);
+    rows that cannot be scored have no score but an error; wrong arguments raise `UserError`."""
     from datasets import Dataset
     if metric not in METRICS: raise UserError(f"Unknown metric {metric!r}. Allowed: {', '.join(METRICS)}.")
     rows, ids = _as_rows(samples)
     if metric == "random":
-        return Dataset.from_list([{**r, "random_score": derive_seed(seed, "random", i) / 2**31, "error": None} for r, i in zip(rows, ids)])
-    if max_length is None and model is not None: max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    encoded = [encode_sample(tokenizer, r["prompt"], r["answer"], i, separator, max_length, chat_template) for i, r in enumerate(rows)]
+        return Dataset.from_list([
+            {**r, "random_score": derive_seed(seed, "random", i) / 2**31, "error": None}
+            for r, i in zip(rows, ids)])
+    if max_length is None and model is not None:
+        max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    encoded = [
+        encode_sample(tokenizer, r["prompt"], r["answer"], i, separator, max_length, chat_template)
+        for i, r in enumerate(rows)]
     out = _columns(metric, tokenizer, rows, encoded, per_token)
     if metric == "length":
         for new, e in zip(out, encoded): new["length_score"] = None if e.error else float(new["n_tokens"])
         return Dataset.from_list(out)
-    values = _scored(model, tokenizer, rows, ids, encoded, metric, top_p, batch_tokens, exact, per_token, work, progress)
+    values = _scored(
+        model, tokenizer, rows, ids, encoded, metric, top_p, batch_tokens, exact, per_token, work, progress)
     for new, e in zip(out, encoded):
         if not e.error: _fill(new, metric, values[e.row], skip_top_rank, per_token)
     return Dataset.from_list(out)
@@ -386,7 +462,10 @@ def _scored(model, tokenizer, rows, ids, encoded, metric, top_p, batch_tokens, e
         if handle: handle.write("\n" + json.dumps([key, value])); handle.flush()
     training, _ = model.training, model.eval()
     try:
-        with torch.inference_mode(): _run(model, tokenizer, encoded, metric, top_p, batch_tokens, exact, per_token, names, done, keys, save, progress)
+        with torch.inference_mode():
+            _run(
+                model, tokenizer, encoded, metric, top_p, batch_tokens, exact, per_token,
+                names, done, keys, save, progress)
     finally:
         model.train(training)
         if handle: handle.close()
@@ -401,11 +480,15 @@ def load_scorer(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     name = settings.difficulty_model
-    where, revision = (str(base_path(settings, store)), None) if name == "student" else (name, settings.difficulty_revision)
+    where, revision = (
+        (str(base_path(settings, store)), None) if name == "student"
+        else (name, settings.difficulty_revision))
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype=getattr(torch, settings.student_dtype))
-    except OSError as e: raise UserError(f"difficulty_model = {name!r}: no model could be loaded from {where}: {e}") from e
+        model = AutoModelForCausalLM.from_pretrained(
+            where, revision=revision, dtype=getattr(torch, settings.student_dtype))
+    except OSError as e:
+        raise UserError(f"difficulty_model = {name!r}: no model could be loaded from {where}: {e}") from e
     if torch.cuda.is_available(): model = model.to("cuda")
     return model.eval(), tokenizer, name if name != "student" else f"base-{settings.families[0]}"
 
@@ -421,7 +504,9 @@ def scoring_arguments(
 ) -> dict: # keyword arguments of `score`
     "How the stage calls `score`, for whoever wants its numbers again (PAPER section C)."
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or settings.train_max_length
-    return dict(top_p=settings.difficulty_top_p, skip_top_rank=settings.difficulty_skip_top_rank, separator=" ", chat_template=settings.train_chat_template,
+    return dict(
+        top_p=settings.difficulty_top_p, skip_top_rank=settings.difficulty_skip_top_rank,
+        separator=" ", chat_template=settings.train_chat_template,
         max_length=min(context, settings.train_max_length), batch_tokens=settings.difficulty_batch_tokens)
 
 # %% ../nbs/08_difficulty.ipynb #79de2aeb
@@ -437,25 +522,38 @@ def score_share(
     "Score every `shares`-th row of the corpus, for `difficulty_stage`."
     model, tokenizer, _ = load_scorer(settings, store)
     rows = store.rows("corpus", "corpus.parquet").select_columns(["id", "prompt", "answer"])
-    score(model, tokenizer, rows.select(range(share, len(rows), shares)), "rank", **scoring_arguments(settings, model), work=Path(work)/f"{share}-of-{shares}", progress=True)
+    score(
+        model, tokenizer, rows.select(range(share, len(rows), shares)), "rank",
+        **scoring_arguments(settings, model), work=Path(work)/f"{share}-of-{shares}", progress=True)
 
 def difficulty_stage(
     settings: Settings, # the active profile
     store: Store, # where corpus and base student are
 ) -> Any: # StageResult; scores.parquet: id, rank_score, n_surprising, n_tokens, n_prompt_tokens, truncated, error
-    "Rank scores of the whole corpus, for a small student on a CPU in as many processes as `workers` says; goes on where a killed run stopped."
+    """Rank scores of the whole corpus, for a small student on a CPU in as many processes as `workers` says;
+    goes on where a killed run stopped."""
     import torch
     student, base = settings.difficulty_model == "student", f"base-{settings.families[0]}"
     if student: base_path(settings, store)
-    keys = ("difficulty_model", "difficulty_revision", "difficulty_top_p", "difficulty_skip_top_rank", "difficulty_batch_tokens", "student_dtype", "train_chat_template", "train_max_length", "families")
+    keys = (
+        "difficulty_model", "difficulty_revision", "difficulty_top_p", "difficulty_skip_top_rank",
+        "difficulty_batch_tokens", "student_dtype", "train_chat_template", "train_max_length", "families")
     def build(out, work):
         rows = store.rows("corpus", "corpus.parquet").select_columns(["id", "prompt", "answer"])
-        apart = student and settings.student_dtype == "float32" and not torch.cuda.is_available() # each row by itself, so that shares change nothing; a model that fits many times
+        # each row by itself, so that shares change nothing; a model that fits many times
+        apart = student and settings.student_dtype == "float32" and not torch.cuda.is_available()
         shares = worker_count(settings, len(rows) // 500) if apart else 1
-        if shares > 1: run_jobs(settings, [Job(f"share {i + 1} of {shares}", "difficulty", "score_share", (str(work), i, shares)) for i in range(shares)], "scoring")
+        if shares > 1:
+            run_jobs(settings, [
+                Job(f"share {i + 1} of {shares}", "difficulty", "score_share", (str(work), i, shares))
+                for i in range(shares)], "scoring")
         model, tokenizer, name = load_scorer(settings, store)
         scored = score(model, tokenizer, rows, "rank", **scoring_arguments(settings, model), work=work, progress=True)
         write_rows(out/"scores.parquet", scored.select_columns(SLIM))
         failed = sum(e is not None for e in scored["error"])
-        return dict(rows_in=len(rows), rows_out=len(rows) - failed, errors=failed, truncated=sum(scored["truncated"]), tokens=sum(scored["n_tokens"]))
-    return store.stage("difficulty", build, inputs=["corpus"] + [base] * student, params={k: getattr(settings, k) for k in keys}, code=["difficulty"])
+        return dict(
+            rows_in=len(rows), rows_out=len(rows) - failed, errors=failed,
+            truncated=sum(scored["truncated"]), tokens=sum(scored["n_tokens"]))
+    return store.stage(
+        "difficulty", build, inputs=["corpus"] + [base] * student,
+        params={k: getattr(settings, k) for k in keys}, code=["difficulty"])

@@ -19,7 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from .settings import Settings, UserError, load_settings
-from .store import ResponseRecord, StageResult, Store, derive_seed, read_json, text_hash, write_json, write_rows
+from .store import (
+    ResponseRecord, StageResult, Store, derive_seed, read_json, text_hash, write_json, write_rows)
 from .baselines import Baseline
 from .sentibench import TASKS, Task, first_array, get_task, judge, read_split, render, summarise
 from .students import load_student
@@ -77,7 +78,11 @@ def pick_items(
     name: str, # the task's name
 ) -> list[int]: # positions, ascending
     "The same part of a test split for every system."
-    return sorted(random.Random(derive_seed(seed, "items", name)).sample(range(n), limit)) if 0 < limit < n else list(range(n))
+    return (
+        sorted(random.Random(derive_seed(seed, "items", name)).sample(range(n), limit))
+        if 0 < limit < n
+        else list(range(n))
+    )
 
 # %% ../nbs/11a_evaluate.ipynb #8dab1102
 def build_items(
@@ -93,7 +98,11 @@ def build_items(
     items = []
     for task in map(get_task, tasks):
         pool, test = read_split(folder, task, "train"), read_split(folder, task, "test")
-        if len(pool) < shots: raise UserError(f"shots = {shots}, but {task.name} has only {len(pool)} train records to draw from. Lower shots.")
+        if len(pool) < shots:
+            raise UserError(
+                f"shots = {shots}, but {task.name} has only {len(pool)} train records to draw from. "
+                "Lower shots."
+            )
         kept = pick_items(len(test), limit, run_seed, task.name)
         for seed in seeds:
             draws = (random.Random(derive_seed(seed, task.name, i)).sample(range(len(pool)), shots) for i in kept)
@@ -115,8 +124,19 @@ def encode(
     chat: bool = False, # wrap each in the tokenizer's chat template
 ) -> list[list[int]]: # token ids, unpadded
     "Token ids of prompts; raises `UserError` for a chat template that is not there."
-    if chat and not tokenizer.chat_template: raise UserError("eval_chat_template = true, but the model's tokenizer has no chat template. Set eval_chat_template = false, or use an instruction-tuned model.")
-    if chat: prompts = [tokenizer.apply_chat_template([dict(role="user", content=p)], tokenize=False, add_generation_prompt=True, enable_thinking=False) for p in prompts]
+    if chat and not tokenizer.chat_template:
+        raise UserError(
+            "eval_chat_template = true, but the model's tokenizer has no chat template. "
+            "Set eval_chat_template = false, or use an instruction-tuned model."
+        )
+    if chat:
+        prompts = [
+            tokenizer.apply_chat_template(
+                [dict(role="user", content=p)],
+                tokenize=False, add_generation_prompt=True, enable_thinking=False,
+            )
+            for p in prompts
+        ]
     return tokenizer(list(prompts), add_special_tokens=not chat)["input_ids"]
 
 def fit_prompts(
@@ -131,7 +151,13 @@ def fit_prompts(
         room = context - budget(it.task, settings)
         while len(ids[n]) > room:
             if not (settings.shots_reduce and items[n].demonstrations):
-                raise UserError(f"{it.task.name}, test item {it.item}, seed {it.seed}: the prompt with {len(items[n].demonstrations)} demonstrations has {len(ids[n])} tokens; {room} fit ({context} of context less {budget(it.task, settings)} to generate). Set max_words, lower shots, or set shots_reduce = true to leave demonstrations out where needed.")
+                raise UserError(
+                    f"{it.task.name}, test item {it.item}, seed {it.seed}: "
+                    f"the prompt with {len(items[n].demonstrations)} demonstrations has {len(ids[n])} tokens; "
+                    f"{room} fit ({context} of context less {budget(it.task, settings)} to generate). "
+                    "Set max_words, lower shots, or set shots_reduce = true "
+                    "to leave demonstrations out where needed."
+                )
             items[n] = replace(items[n], demonstrations=items[n].demonstrations[:-1])
             ids[n] = encode(tokenizer, [items[n].prompt], settings.eval_chat_template)[0]
     return items, ids
@@ -142,7 +168,8 @@ def token_batches(
     limit: int, # padded tokens in a batch
     extra: int = 0, # further tokens that each sequence will grow by
 ) -> Iterator[list[int]]: # positions, longest sequences first
-    "Batches of similar length whose padded size stays within `limit` (a single longer sequence is a batch of its own)."
+    """Batches of similar length whose padded size stays within `limit`
+    (a single longer sequence is a batch of its own)."""
     batch, order = [], sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     for i in order:
         if batch and (len(batch) + 1)*(lengths[batch[0]] + extra) > limit: yield batch; batch = []
@@ -158,7 +185,10 @@ def shared_head(
     n = min(len(commonprefix(list(ids))), min(map(len, ids)) - 1) if len(ids) > 1 else 0
     if n < 16: return 0, None
     import torch
-    with torch.inference_mode(): return n, model.get_decoder()(input_ids=torch.tensor([ids[0][:n]], device=model.device), use_cache=True).past_key_values
+    with torch.inference_mode():
+        return n, model.get_decoder()(
+            input_ids=torch.tensor([ids[0][:n]], device=model.device), use_cache=True
+        ).past_key_values
 
 def _copies(cache, rows):
     "The cache of the shared beginning for each row of a batch."
@@ -173,18 +203,25 @@ def last_logits(
     tokens: Sequence[int], # the vocabulary rows wanted
     batch_tokens: int = 16384, # padded tokens in a batch, the shared beginning included
 ): # float32 tensor (sequences, tokens)
-    "Next-token logits of `tokens` after each sequence, by one forward pass each over what it does not share with all others."
+    """Next-token logits of `tokens` after each sequence,
+    by one forward pass each over what it does not share with all others."""
     import torch
     device, out = model.device, torch.empty(len(ids), len(tokens))
     with torch.inference_mode():
         head = model.get_output_embeddings()
-        weight, bias = head.weight[list(tokens)], head.bias[list(tokens)] if getattr(head, "bias", None) is not None else None
+        weight, bias = (
+            head.weight[list(tokens)],
+            head.bias[list(tokens)] if getattr(head, "bias", None) is not None else None,
+        )
         n, cache = shared_head(model, ids)
         for batch in token_batches([len(i) for i in ids], batch_tokens):
             padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids[i][n:]) for i in batch], batch_first=True)
             read = dict(past_key_values=_copies(cache, len(batch))) if n else dict(use_cache=False)
             hidden = model.get_decoder()(input_ids=padded.to(device), **read).last_hidden_state
-            last = hidden[torch.arange(len(batch), device=device), torch.tensor([len(ids[i]) - n - 1 for i in batch], device=device)]
+            last = hidden[
+                torch.arange(len(batch), device=device),
+                torch.tensor([len(ids[i]) - n - 1 for i in batch], device=device),
+            ]
             out[batch] = torch.nn.functional.linear(last, weight, bias).float().cpu()
     return out
 
@@ -217,7 +254,9 @@ def choose_labels(
     while open_:
         which = sorted(open_)
         tokens = sorted({paths[l][depth] for i in which for l in open_[i]})
-        logits = last_logits(model, [list(ids[i]) + paths[open_[i][0]][:depth] for i in which], tokens, batch_tokens).tolist()
+        logits = last_logits(
+            model, [list(ids[i]) + paths[open_[i][0]][:depth] for i in which], tokens, batch_tokens
+        ).tolist()
         for i, row in zip(which, logits):
             best = max(open_[i], key=lambda l: row[tokens.index(paths[l][depth])])
             open_[i] = tuple(l for l in open_[i] if paths[l][depth] == paths[best][depth])
@@ -234,14 +273,22 @@ def answer_logprobs(
 ) -> list[list[float]]: # for each answer the log-probability of each of its tokens
     "How probable answers are after their prompts, by one forward pass each."
     import torch
-    rows, out, head = [list(i) + list(a) for i, a in zip(ids, answers, strict=True)], [[] for _ in ids], model.get_output_embeddings()
+    rows, out, head = (
+        [list(i) + list(a) for i, a in zip(ids, answers, strict=True)],
+        [[] for _ in ids],
+        model.get_output_embeddings(),
+    )
     with torch.inference_mode():
         for batch in token_batches([len(r) for r in rows], batch_tokens):
-            padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(rows[i]) for i in batch], batch_first=True).to(model.device)
+            padded = torch.nn.utils.rnn.pad_sequence(
+                [torch.tensor(rows[i]) for i in batch], batch_first=True
+            ).to(model.device)
             hidden = model.get_decoder()(input_ids=padded, use_cache=False).last_hidden_state
             for k, i in enumerate(batch):
                 at = slice(len(ids[i]) - 1, len(rows[i]) - 1)
-                out[i] = head(hidden[k, at]).float().log_softmax(-1).gather(1, padded[k, at.start + 1:at.stop + 1, None])[:, 0].tolist()
+                out[i] = head(hidden[k, at]).float().log_softmax(-1).gather(
+                    1, padded[k, at.start + 1:at.stop + 1, None]
+                )[:, 0].tolist()
     return out
 
 def choose_whole_labels(
@@ -252,7 +299,12 @@ def choose_whole_labels(
 ) -> list[str]: # one label a prompt
     "The label with the highest log-probability of all its tokens."
     labels = list(paths)
-    sums = [sum(p) for p in answer_logprobs(model, [i for i in ids for _ in labels], [paths[l] for _ in ids for l in labels], batch_tokens)]
+    sums = [
+        sum(p)
+        for p in answer_logprobs(
+            model, [i for i in ids for _ in labels], [paths[l] for _ in ids for l in labels], batch_tokens
+        )
+    ]
     return [labels[max(range(len(labels)), key=lambda j: sums[k + j])] for k in range(0, len(sums), len(labels))]
 
 # %% ../nbs/11a_evaluate.ipynb #c69401a2
@@ -276,11 +328,16 @@ def _prefill(model, ids, head, new):
     "The mask, the logits after each prompt, and the cache."
     import torch
     (n, cache), config = head, model.config.get_text_config()
-    right = "sliding_attention" not in (getattr(config, "layer_types", None) or ()) or max(map(len, ids)) + new <= config.sliding_window
+    right = (
+        "sliding_attention" not in (getattr(config, "layer_types", None) or ())
+        or max(map(len, ids)) + new <= config.sliding_window
+    )
     if not right: n = 0
     padded, mask = _padding([i[n:] for i in ids], right, model.device)
     extra = {} if right else dict(attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
-    out = model.get_decoder()(input_ids=padded, past_key_values=_copies(cache, len(ids)) if n else None, use_cache=True, **extra)
+    out = model.get_decoder()(
+        input_ids=padded, past_key_values=_copies(cache, len(ids)) if n else None, use_cache=True, **extra
+    )
     last = torch.tensor([len(i) - n - 1 if right else -1 for i in ids], device=model.device)
     logits = model.get_output_embeddings()(out.last_hidden_state[torch.arange(len(ids), device=model.device), last])
     return torch.cat([mask.new_ones(len(ids), n), mask], 1), logits, out.past_key_values
@@ -290,7 +347,10 @@ def _step(model, token, mask, cache):
     "One more token for each row: the longer mask and the next logits."
     import torch
     mask = torch.cat([mask, mask.new_ones(len(token), 1)], 1)
-    out = model(input_ids=token[:, None], attention_mask=mask, position_ids=mask.sum(1, keepdim=True) - 1, past_key_values=cache, use_cache=True)
+    out = model(
+        input_ids=token[:, None], attention_mask=mask, position_ids=mask.sum(1, keepdim=True) - 1,
+        past_key_values=cache, use_cache=True,
+    )
     return mask, out.logits[:, -1]
 
 def decode_batch(
@@ -330,7 +390,11 @@ def decode_tokens(
     import torch
     stop, out, head = torch.tensor(list(stop), device=model.device), [[] for _ in ids], shared_head(model, ids)
     for batch in token_batches([len(i) for i in ids], batch_tokens, max(budgets, default=0)):
-        for i, new in zip(batch, decode_batch(model, [ids[i] for i in batch], [budgets[i] for i in batch], stop, head)): out[i] = new
+        for i, new in zip(
+            batch,
+            decode_batch(model, [ids[i] for i in batch], [budgets[i] for i in batch], stop, head),
+        ):
+            out[i] = new
     return out
 
 def decode(
@@ -342,7 +406,10 @@ def decode(
     chat: bool = False, # see `stop_tokens`
 ) -> list[str]: # the generated texts
     "The same as texts, each ended by `stop_tokens`."
-    return tokenizer.batch_decode(decode_tokens(model, ids, budgets, stop_tokens(tokenizer, chat), batch_tokens), skip_special_tokens=True) if ids else []
+    return tokenizer.batch_decode(
+        decode_tokens(model, ids, budgets, stop_tokens(tokenizer, chat), batch_tokens),
+        skip_special_tokens=True,
+    ) if ids else []
 
 # %% ../nbs/11a_evaluate.ipynb #e2625880
 @dataclass(frozen=True)
@@ -366,7 +433,10 @@ class Student:
         settings: Settings|None = None, # eval_*, max_words and shots_reduce; the tiny profile's if None
     ):
         self.model, self.tokenizer, self.settings = model.eval(), tokenizer, settings or load_settings("tiny")
-        self.context = min(self.settings.eval_context, getattr(model.config, "max_position_embeddings", None) or self.settings.eval_context)
+        self.context = min(
+            self.settings.eval_context,
+            getattr(model.config, "max_position_embeddings", None) or self.settings.eval_context,
+        )
 
     @classmethod
     def from_pretrained(
@@ -377,8 +447,13 @@ class Student:
         "Load a checkpoint; raises `UserError` when there is none."
         import torch
         settings = settings or load_settings("tiny")
-        try: model, tokenizer = load_student(path, settings.student_dtype)
-        except UserError as e: raise UserError(f"No model could be loaded from {path}: {str(e.__cause__).splitlines()[0][:200]}. Give a folder that `save_pretrained` wrote for model and tokenizer.") from e
+        try:
+            model, tokenizer = load_student(path, settings.student_dtype)
+        except UserError as e:
+            raise UserError(
+                f"No model could be loaded from {path}: {str(e.__cause__).splitlines()[0][:200]}. "
+                "Give a folder that `save_pretrained` wrote for model and tokenizer."
+            ) from e
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, settings)
 
     def answer(
@@ -389,8 +464,15 @@ class Student:
         s, task = self.settings, items[0].task
         items, ids = fit_prompts(items, self.tokenizer, s, self.context)
         choose = choose_whole_labels if s.eval_label_rule == "whole label" else choose_labels
-        if task.labels: texts = choose(self.model, ids, label_paths(task, self.tokenizer, s.eval_chat_template), s.eval_batch_tokens)
-        else: texts = decode(self.model, self.tokenizer, ids, [budget(task, s)]*len(ids), s.eval_batch_tokens, s.eval_chat_template)
+        if task.labels:
+            texts = choose(
+                self.model, ids, label_paths(task, self.tokenizer, s.eval_chat_template), s.eval_batch_tokens
+            )
+        else:
+            texts = decode(
+                self.model, self.tokenizer, ids, [budget(task, s)]*len(ids),
+                s.eval_batch_tokens, s.eval_chat_template,
+            )
         return [_array_answer(i, t) for i, t in zip(items, texts)]
 
 # %% ../nbs/11a_evaluate.ipynb #ff45bec3
@@ -409,7 +491,12 @@ class TeacherStudent:
         items: Sequence[Item], # of one task
     ) -> list[Answer]: # in order; a dead request has text None
         "Ask, and read the text."
-        requests = [Request(f"{i.task.name}/{i.seed}/{i.item}", i.prompt, max_tokens=max(32, budget(i.task, self.settings))) for i in items]
+        requests = [
+            Request(
+                f"{i.task.name}/{i.seed}/{i.item}", i.prompt, max_tokens=max(32, budget(i.task, self.settings))
+            )
+            for i in items
+        ]
         responses = ask(self.teacher, requests, self.record, self.settings.seed, stage="sentibench", progress=False)
         return [_array_answer(i, r.text) for i, r in zip(items, responses)]
 
@@ -426,10 +513,17 @@ def item_row(
     "Judge an answer and lay it out as a row."
     it = answer.item
     judged = judge(it.task, it.record, answer.text, rules)
-    status = "dead" if answer.text is None else "closed" if answer.cut and judged["status"] == "json" else judged["status"]
-    return dict(task=it.task.name, group=it.task.group, seed=it.seed, item=it.item, prompt_hash=text_hash(it.prompt), shots=len(it.demonstrations), output=_text(answer.text),
+    status = (
+        "dead" if answer.text is None
+        else "closed" if answer.cut and judged["status"] == "json"
+        else judged["status"]
+    )
+    return dict(
+        task=it.task.name, group=it.task.group, seed=it.seed, item=it.item,
+        prompt_hash=text_hash(it.prompt), shots=len(it.demonstrations), output=_text(answer.text),
         parsed=_text(judged["parsed"]), status=status, gold=_text(judged["gold"]), correct=judged["correct"],
-        **{k: float(judged[k]) for k in ("n_pred", "pred_hits", "n_gold", "gold_hits")})
+        **{k: float(judged[k]) for k in ("n_pred", "pred_hits", "n_gold", "gold_hits")},
+    )
 
 def summary(
     rows: Sequence[dict], # rows of items.parquet, of one system
@@ -440,9 +534,12 @@ def summary(
     for r in rows: groups.setdefault((r["task"], r["seed"]), []).append(r)
     for (name, seed), part in groups.items():
         s, full = summarise(name, part, rules), max(p["shots"] for p in part)
-        out.append(dict(task=name, group=TASKS[name].group, seed=seed, metric=TASKS[name].metric, score=s["f1"], precision=s["precision"], recall=s["recall"], accuracy=s["accuracy"],
+        out.append(dict(
+            task=name, group=TASKS[name].group, seed=seed, metric=TASKS[name].metric,
+            score=s["f1"], precision=s["precision"], recall=s["recall"], accuracy=s["accuracy"],
             n_items=s["n_items"], shots=full, fewer_shots=sum(p["shots"] < full for p in part),
-            invalid=sum(p["status"] in ("invalid", "none", "dead") for p in part), rules=rules))
+            invalid=sum(p["status"] in ("invalid", "none", "dead") for p in part), rules=rules,
+        ))
     return out
 
 # %% ../nbs/11a_evaluate.ipynb #22884023
@@ -450,7 +547,8 @@ def _answerer(system, settings, record):
     if hasattr(system, "answer"): return system
     if isinstance(system, (str, Path)): return Student.from_pretrained(system, settings)
     if isinstance(system, tuple): return Student(*system, settings)
-    if record is None: raise UserError("A teacher is evaluated with a record of its responses. Pass record=store.record.")
+    if record is None:
+        raise UserError("A teacher is evaluated with a record of its responses. Pass record=store.record.")
     return TeacherStudent(system, record, settings)
 
 def evaluate(
@@ -472,7 +570,10 @@ def evaluate(
     with TemporaryDirectory() as made:
         from compeffdist.texts import write_benchmark
         if folder is None: write_benchmark(Path(made), s.benchmark_train, s.benchmark_test, s.seed)
-        items = build_items(folder or made, tasks, s.shots, either(seeds, s.asked_seeds), either(limit, s.eval_limit), s.max_words, s.seed)
+        items = build_items(
+            folder or made, tasks, s.shots, either(seeds, s.asked_seeds), either(limit, s.eval_limit),
+            s.max_words, s.seed,
+        )
     answerer = _answerer(model_or_teacher, s, record)
     return Dataset.from_list([item_row(a, s.eval_rules) for part in _by_task(items) for a in answerer.answer(part)])
 
@@ -483,26 +584,42 @@ def _by_task(items):
     return list(parts.values())
 
 # %% ../nbs/11a_evaluate.ipynb #3fd82ed3
-_KEYS = ("seed", "shots", "shots_reduce", "eval_seeds", "eval_limit", "max_words", "eval_batch_tokens", "eval_max_new_tokens", "eval_max_new_tokens_opener",
-    "eval_rules", "eval_label_rule", "eval_chat_template", "eval_context", "student_dtype")
+_KEYS = (
+    "seed", "shots", "shots_reduce", "eval_seeds", "eval_limit", "max_words", "eval_batch_tokens",
+    "eval_max_new_tokens", "eval_max_new_tokens_opener", "eval_rules", "eval_label_rule",
+    "eval_chat_template", "eval_context", "student_dtype",
+)
 
 def _stage_items(settings, store):
     "The profile's questions."
     s = settings
-    return build_items(store.path("benchmark", "benchmark"), tuple(TASKS), s.shots, s.asked_seeds, s.eval_limit, s.max_words, s.seed)
+    return build_items(
+        store.path("benchmark", "benchmark"), tuple(TASKS), s.shots, s.asked_seeds, s.eval_limit,
+        s.max_words, s.seed,
+    )
 
 def _resume(work, part, answerer):
     "Answers to one task: from the work folder if a killed run left them, else from the system."
     file = work/f"{part[0].task.name}.json"
-    if not file.is_file(): write_json(file, [dict(text=_text(a.text), cut=a.cut, shots=len(a.item.demonstrations)) for a in answerer().answer(part)])
-    return [Answer(replace(i, demonstrations=i.demonstrations[:a["shots"]]), a["text"], a["cut"]) for i, a in zip(part, read_json(file))]
+    if not file.is_file():
+        write_json(file, [
+            dict(text=_text(a.text), cut=a.cut, shots=len(a.item.demonstrations))
+            for a in answerer().answer(part)
+        ])
+    return [
+        Answer(replace(i, demonstrations=i.demonstrations[:a["shots"]]), a["text"], a["cut"])
+        for i, a in zip(part, read_json(file))
+    ]
 
 def _write(out, rows, who, settings):
     "Both tables of one system, and the counts of its summary."
     write_rows(out/"items.parquet", [who | r for r in rows])
     write_rows(out/"scores.parquet", [who | r for r in summary(rows, settings.eval_rules)])
     status = Counter(r["status"] for r in rows)
-    return dict(rows_out=len(rows), malformed=status["invalid"] + status["none"], dead=status["dead"], closed=status["closed"], fewer_shots=sum(r["shots"] < settings.shots for r in rows))
+    return dict(
+        rows_out=len(rows), malformed=status["invalid"] + status["none"], dead=status["dead"],
+        closed=status["closed"], fewer_shots=sum(r["shots"] < settings.shots for r in rows),
+    )
 
 # %% ../nbs/11a_evaluate.ipynb #89d93ed8
 def evaluation_stage(
@@ -518,21 +635,46 @@ def evaluation_stage(
     if shots is not None: settings = settings.model_copy(update=dict(shots=shots))
     teaching = system == "teacher"
     plain = family == "baseline"
-    if not teaching and not plain and not model_stage: raise UserError(f"The system {system!r} has no model stage. Name the stage that holds its checkpoint, e.g. base-{family}.")
+    if not teaching and not plain and not model_stage:
+        raise UserError(
+            f"The system {system!r} has no model stage. "
+            f"Name the stage that holds its checkpoint, e.g. base-{family}."
+        )
     @lru_cache(1)
     def answerer():
         if plain: return Baseline(system, store.path("benchmark", "benchmark"))
-        return TeacherStudent(load_teacher(settings), store.record, settings) if teaching else Student.from_pretrained(store.path(model_stage), settings)
+        return (
+            TeacherStudent(load_teacher(settings), store.record, settings)
+            if teaching
+            else Student.from_pretrained(store.path(model_stage), settings)
+        )
 
     def build(out, work):
         from tqdm import tqdm
         parts = _by_task(_stage_items(settings, store))
-        rows = [item_row(a, settings.eval_rules) for part in tqdm(parts, desc=f"{family} {system}", unit="task", mininterval=1) for a in _resume(work, part, answerer)]
-        shared = {} if teaching or plain else {p[0].task.name: collisions(label_paths(p[0].task, answerer().tokenizer, settings.eval_chat_template)) for p in parts if p[0].task.labels}
-        return _write(out, rows, dict(system=system, family=family), settings) | dict(collisions="; ".join(f"{t}: {' = '.join(g)}" for t, gs in shared.items() for g in gs) or "none")
+        rows = [
+            item_row(a, settings.eval_rules)
+            for part in tqdm(parts, desc=f"{family} {system}", unit="task", mininterval=1)
+            for a in _resume(work, part, answerer)
+        ]
+        shared = {} if teaching or plain else {
+            p[0].task.name: collisions(label_paths(p[0].task, answerer().tokenizer, settings.eval_chat_template))
+            for p in parts
+            if p[0].task.labels
+        }
+        return _write(out, rows, dict(system=system, family=family), settings) | dict(
+            collisions="; ".join(f"{t}: {' = '.join(g)}" for t, gs in shared.items() for g in gs) or "none"
+        )
 
     params = {k: getattr(settings, k) for k in _KEYS} | (teacher_params(settings) if teaching else {})
-    return store.stage(f"evaluation-{family}-{system}", build, inputs=["benchmark"] + ([] if teaching or plain else [model_stage]), params=params, code=["evaluate"] + ["baselines"] * plain + (["analyst"] if teaching and settings.teacher_backend == "embedded" else []))
+    return store.stage(
+        f"evaluation-{family}-{system}", build,
+        inputs=["benchmark"] + ([] if teaching or plain else [model_stage]),
+        params=params,
+        code=["evaluate"]
+            + ["baselines"] * plain
+            + (["analyst"] if teaching and settings.teacher_backend == "embedded" else []),
+    )
 
 # %% ../nbs/11a_evaluate.ipynb #2f135b18
 def evaluate_systems(
@@ -543,6 +685,13 @@ def evaluate_systems(
     from compeffdist.systems import ABLATIONS, systems
     from compeffdist.workers import Job, run_jobs
     everyone = [s for s in systems(settings) if s.part not in ABLATIONS] # notebook 12b evaluates those
-    jobs = [Job(f"{s.family} {s.name}", "evaluate", "evaluation_stage", (s.family, s.name, s.model_stage, s.shots)) for s in everyone if s.name != "teacher"]
+    jobs = [
+        Job(f"{s.family} {s.name}", "evaluate", "evaluation_stage", (s.family, s.name, s.model_stage, s.shots))
+        for s in everyone
+        if s.name != "teacher"
+    ]
     students = iter(run_jobs(settings, jobs, "evaluation"))
-    return [evaluation_stage(settings, store, s.family, s.name) if s.name == "teacher" else next(students) for s in everyone]
+    return [
+        evaluation_stage(settings, store, s.family, s.name) if s.name == "teacher" else next(students)
+        for s in everyone
+    ]

@@ -14,16 +14,24 @@ from .store import Store, atomic, read_json, write_json
 
 # %% ../nbs/13a_figures.ipynb #6f2ff699
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
-SYSTEM_COLOURS = {"teacher": "#000000", "base": "#999999", "distilled": "#0072B2", "difficulty": "#D55E00", "random": "#009E73", "knowdist": "#CC79A7", "icldist": "#E69F00", "two-stage": "#56B4E9"}
+SYSTEM_COLOURS = {
+    "teacher": "#000000", "base": "#999999", "distilled": "#0072B2", "difficulty": "#D55E00",
+    "random": "#009E73", "knowdist": "#CC79A7", "icldist": "#E69F00", "two-stage": "#56B4E9",
+}
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 
 def set_style() -> None:
-    "matplotlib and seaborn settings of every figure; SVG text stays text and has no time stamp, so that files are reproducible."
+    """matplotlib and seaborn settings of every figure;
+    SVG text stays text and has no time stamp, so that files are reproducible.
+    """
     import matplotlib as mpl, seaborn as sns
     sns.set_theme(context="paper", style="whitegrid", palette=PALETTE, font_scale=1.1)
-    mpl.rcParams.update({"figure.dpi": 110, "savefig.dpi": 200, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False,
-        "grid.color": "#e6e6e6", "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False,
-        "svg.fonttype": "none", "svg.hashsalt": "compeffdist", "figure.constrained_layout.use": True})
+    mpl.rcParams.update({
+        "figure.dpi": 110, "savefig.dpi": 200, "savefig.bbox": "tight",
+        "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e6e6e6",
+        "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False,
+        "svg.fonttype": "none", "svg.hashsalt": "compeffdist", "figure.constrained_layout.use": True,
+    })
 
 # %% ../nbs/13a_figures.ipynb #e63766a3
 def save_figure(
@@ -47,19 +55,34 @@ def save_table(
     display: Any = None, # the same table formatted for reading; `table` if None
 ) -> Any: # the DataFrame that is shown
     "Write a table as CSV, Markdown and LaTeX with its caption; raises `UserError` for an empty table."
-    if len(table) == 0: raise UserError(f"Table {name!r} is empty: the stage that feeds it produced no rows. Run the earlier notebooks first: make replicate.")
+    if len(table) == 0:
+        raise UserError(
+            f"Table {name!r} is empty: the stage that feeds it produced no rows. "
+            "Run the earlier notebooks first: make replicate."
+        )
     shown = table if display is None else display
     with atomic(store.tables/f"{name}.csv") as p: table.to_csv(p, index=False, lineterminator="\n")
-    with atomic(store.tables/f"{name}.md") as p: p.write_text(f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{caption}\n", encoding="utf-8")
+    with atomic(store.tables/f"{name}.md") as p:
+        p.write_text(f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{caption}\n", encoding="utf-8")
     with atomic(store.tables/f"{name}.tex") as p: p.write_text(_latex(shown, caption, name), encoding="utf-8")
     write_json(store.tables/f"{name}.json", dict(caption=caption))
     return shown
 
 def _latex(table, caption, name):
-    "A booktabs table: cells and caption escaped, Markdown's bold as bold, signs that pdflatex does not know as mathematics or by their names."
+    """A booktabs table: cells and caption escaped, Markdown's bold as bold,
+    signs that pdflatex does not know as mathematics or by their names.
+    """
     styled = table.astype(str).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
     text = styled.to_latex(hrules=True, label=f"tab:{name}", caption="CAPTION", position_float="centering")
     text = text.replace("CAPTION", "".join({c: "\\" + c for c in "%&_#"}.get(c, c) for c in caption))
-    signs = {"±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$", "−": "$-$", "→": r"$\rightarrow$", "×": r"$\times$", "ρ": r"$\rho$"}
-    plain = lambda c: "" if c in "\ufe0f\u200d" else signs[c] if c in signs else c if c < "\u0250" or c in "–—‘’“”…•" else f"[{unicodedata.name(c, 'sign').lower()}]"
+    signs = {
+        "±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$", "−": "$-$",
+        "→": r"$\rightarrow$", "×": r"$\times$", "ρ": r"$\rho$",
+    }
+    plain = lambda c: (
+        "" if c in "\ufe0f\u200d"
+        else signs[c] if c in signs
+        else c if c < "\u0250" or c in "–—‘’“”…•"
+        else f"[{unicodedata.name(c, 'sign').lower()}]"
+    )
     return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", "".join(map(plain, text)))

@@ -16,9 +16,17 @@ from .settings import UserError, project_root
 from .store import read_json
 
 # %% ../nbs/06a_formats.ipynb #4098c375
-def _tables(): return read_json(Path(__file__).parent/"data"/"formats.json" if "__file__" in globals() else project_root()/"compeffdist"/"data"/"formats.json")
+def _tables():
+    return read_json(
+        Path(__file__).parent/"data"/"formats.json" if "__file__" in globals()
+        else project_root()/"compeffdist"/"data"/"formats.json"
+    )
 
-STOPWORDS = frozenset("a an the and or but if so as of at by for with to from in on is was are were be been it its this that these those i you he she we they my your his her our their me him them not no do does did have has had will would can could just very too".split())
+STOPWORDS = frozenset((
+    "a an the and or but if so as of at by for with to from in on is was are were be been "
+    "it its this that these those i you he she we they my your his her our their me him them "
+    "not no do does did have has had will would can could just very too"
+).split())
 
 def _low(word): return word.lower().strip(".,;:!?\"'()*#@")
 
@@ -32,17 +40,28 @@ class Pool:
     ):
         self.t, self.index = tables or _tables(), {}
         self.texts = list(dict.fromkeys(s for t in texts if (s := " ".join(t.split()[:max_words]))))
-        if len(self.texts) < 20: raise UserError(f"A base student needs at least 20 distinct user texts, and got {len(self.texts)}. Raise texts_total in settings.ini.")
+        if len(self.texts) < 20:
+            raise UserError(
+                f"A base student needs at least 20 distinct user texts, and got {len(self.texts)}. "
+                "Raise texts_total in settings.ini."
+            )
         for i, text in enumerate(self.texts):
             for w in set(self.words(text)): self.index.setdefault(w, []).append(i)
         self.vocabulary = sorted(self.index)
         often = lambda n: sorted(w for w, found in self.index.items() if len(found) >= n and w not in STOPWORDS)
         self.cues = next((c for n in (4, 2, 1) if len(c := often(n)) >= 8), [])
-        if not self.cues: raise UserError(f"A base student needs user texts with at least 8 distinct words to ask about, and got {len(often(1))}. Raise texts_total in settings.ini.")
+        if not self.cues:
+            raise UserError(
+                "A base student needs user texts with at least 8 distinct words to ask about, "
+                f"and got {len(often(1))}. Raise texts_total in settings.ini."
+            )
     def kind(self, word):
         "The kind of a noun of the table `things`, also with -s or -es; None for other words."
         w = _low(word)
-        return next((self.nouns[f] for f in (w, w[:-1] * w.endswith("s"), w[:-2] * w.endswith("es")) if f in self.nouns), None)
+        return next((
+            self.nouns[f] for f in (w, w[:-1] * w.endswith("s"), w[:-2] * w.endswith("es"))
+            if f in self.nouns
+        ), None)
     @cached_property
     def nouns(self): return {noun: kind for kind, row in self.t["things"].items() for noun in row["nouns"].split()}
     @cached_property
@@ -80,7 +99,11 @@ def _join(rng, names):
     quoted = [rng.choice(["{}", "{}", "{}", '"{}"', "'{}'"])] * len(names)
     names = [q.format(n) for q, n in zip(quoted, names)]
     last = rng.choice([", ", ", ", ", ", " or ", ", or ", " and ", " / "])
-    return last.join(names) if last == " / " else ", ".join(names[:-1]) + last + names[-1] if len(names) > 1 else names[0]
+    return (
+        last.join(names) if last == " / "
+        else ", ".join(names[:-1]) + last + names[-1] if len(names) > 1
+        else names[0]
+    )
 
 # %% ../nbs/06a_formats.ipynb #089256c1
 def _induced(rng, pool, labels, shots):
@@ -104,9 +127,15 @@ def _tagged(rng, pool, noun, labels):
 
 # %% ../nbs/06a_formats.ipynb #6460a059
 _NATURAL: dict[str, Callable[[str], bool]] = { # does the first of the two labels hold?
-    "length": lambda t: len(t.split()) < 14, "question": lambda t: "?" in t, "number": lambda t: bool(re.search(r"\d", t)),
-    "hashtag": lambda t: "#" in t or "@" in t, "vowel": lambda t: t[:1].lower() in "aeiou", "exclaim": lambda t: "!" in t,
-    "comma": lambda t: "," in t, "the": lambda t: "the" in Pool.words(t)}
+    "length": lambda t: len(t.split()) < 14,
+    "question": lambda t: "?" in t,
+    "number": lambda t: bool(re.search(r"\d", t)),
+    "hashtag": lambda t: "#" in t or "@" in t,
+    "vowel": lambda t: t[:1].lower() in "aeiou",
+    "exclaim": lambda t: "!" in t,
+    "comma": lambda t: "," in t,
+    "the": lambda t: "the" in Pool.words(t),
+}
 
 def _natural(rng, pool, shots):
     "A formal property of the text, in its own words; texts with and without it are equally likely where possible."
@@ -135,14 +164,22 @@ def classify_sample(
 ) -> list[tuple[str, bool]]: # segments
     "A classification prompt whose labels say nothing about sentiment."
     kind = rng.choices(["induced", "random", "tagged", "stated", "position", "natural"], [40, 14, 16, 10, 6, 14])[0]
-    labels, noun, shots = list(rng.choice(pool.t["label_sets"])), rng.choice(pool.t["nouns"]), rng.choice([0, 1, 2, 3, 4, 4])
+    labels, noun, shots = (
+        list(rng.choice(pool.t["label_sets"])),
+        rng.choice(pool.t["nouns"]),
+        rng.choice([0, 1, 2, 3, 4, 4]),
+    )
     if rng.random() < 0.3: rng.shuffle(labels)
     said = _fill(rng, pool, "class_open", noun=noun)
     if kind == "natural":
         said, labels, items = _natural(rng, pool, shots)
         said = said.format(doc=rng.choice(pool.t["docs"]))
     elif kind == "induced": items = _induced(rng, pool, labels, max(shots, 2))
-    elif kind == "tagged": items, said = [_tagged(rng, pool, noun, labels) for _ in range(shots + 1)], f"{said} {_fill(rng, pool, 'tag_hint', noun=noun)}"
+    elif kind == "tagged":
+        items, said = (
+            [_tagged(rng, pool, noun, labels) for _ in range(shots + 1)],
+            f"{said} {_fill(rng, pool, 'tag_hint', noun=noun)}",
+        )
     elif kind == "stated":
         rule, items = _stated(rng, pool, labels, shots)
         said = f"{said} {rule}"
@@ -151,9 +188,13 @@ def classify_sample(
     if kind == "position":
         rule = rng.choice(pool.t["position"])
         said, items = f"{said} {rule}", [(t, labels[0 if "first" in rule else -1]) for t, _ in items]
-    return _frame(rng, pool, " ".join(f"{said} {names} {rng.choice(pool.t['class_close'])}".split()), items, _target(rng, pool, len(items)))
+    return _frame(
+        rng, pool, " ".join(f"{said} {names} {rng.choice(pool.t['class_close'])}".split()),
+        items, _target(rng, pool, len(items)),
+    )
 
-def _target(rng, pool, n): return ("Target", [rng.choice(pool.cues) for _ in range(n)]) if rng.random() < 0.08 else None
+def _target(rng, pool, n):
+    return ("Target", [rng.choice(pool.cues) for _ in range(n)]) if rng.random() < 0.08 else None
 
 # %% ../nbs/06a_formats.ipynb #5911d122
 def _span(rng, words, rule):
@@ -176,7 +217,8 @@ def _clean(words): return " ".join(words).strip(" .,;:!?\"()*")
 
 # %% ../nbs/06a_formats.ipynb #e70cb1ff
 def _objects(rng, pool, text, rule, fields, values):
-    "The JSON objects of one text: the first span field by the rule, other span fields beside it, closed fields at random."
+    """The JSON objects of one text:
+    the first span field by the rule, other span fields beside it, closed fields at random."""
     words = text.split()
     if rule == "marked":
         for i in rng.sample(range(len(words)), min(len(words), rng.choice([1, 1, 2]))): words[i] = f"*{words[i]}*"
@@ -198,34 +240,68 @@ def extract_sample(
 ) -> list[tuple[str, bool]]: # segments
     "An extraction prompt answered in JSON by formal rules."
     t = pool.t
-    fields = rng.sample(t["fields"], rng.choice([1, 2, 2, 3, 4])) if rng.random() < 0.7 else list(rng.choice(
-        [["aspect_term", "sentiment"], ["aspect_category", "sentiment"], ["aspect_term", "aspect_category", "opinion", "sentiment"], ["holder", "target", "sentiment_expression", "sentiment_polarity"]]))
+    fields = (
+        rng.sample(t["fields"], rng.choice([1, 2, 2, 3, 4])) if rng.random() < 0.7
+        else list(rng.choice([
+            ["aspect_term", "sentiment"],
+            ["aspect_category", "sentiment"],
+            ["aspect_term", "aspect_category", "opinion", "sentiment"],
+            ["holder", "target", "sentiment_expression", "sentiment_polarity"],
+        ]))
+    )
     if all(f in t["categorical"] for f in fields): fields = rng.choice([fields, ["term", *fields]])
-    values = {f: rng.sample(v, min(len(v), rng.choice([2, 3, 3, 5]))) for f, v in t["categorical"].items() if f in fields}
+    values = {
+        f: rng.sample(v, min(len(v), rng.choice([2, 3, 3, 5])))
+        for f, v in t["categorical"].items() if f in fields
+    }
     (rule, said), single = rng.choice(t["spans"]), rng.random() < 0.15
     open_fields = [f for f in fields if f not in values] or fields
-    parts = [_fill(rng, pool, "extract_open", a=fields[0].replace("_", " "), b=fields[-1].replace("_", " ")),
-             _fill(rng, pool, "extract_object" if single else "extract_array", fields=_join(rng, fields))]
+    parts = [
+        _fill(rng, pool, "extract_open", a=fields[0].replace("_", " "), b=fields[-1].replace("_", " ")),
+        _fill(rng, pool, "extract_object" if single else "extract_array", fields=_join(rng, fields)),
+    ]
     parts += [f"{open_fields[0]} is {said}."] if said else []
-    parts += [_fill(rng, pool, "extract_values", f=f, values=_join(rng, v)) for f, v in values.items()] + [rng.choice(t["extract_empty"])]
-    pairs = [_objects(rng, pool, rng.choice(pool.texts), rule, fields, values) for _ in range(rng.choice([0, 1, 2, 2, 3, 4]) + 1)]
-    answer = lambda found: json.dumps((found or [dict.fromkeys(fields, "NULL")])[0] if single else found, ensure_ascii=False)
+    parts += [
+        _fill(rng, pool, "extract_values", f=f, values=_join(rng, v)) for f, v in values.items()
+    ] + [rng.choice(t["extract_empty"])]
+    pairs = [
+        _objects(rng, pool, rng.choice(pool.texts), rule, fields, values)
+        for _ in range(rng.choice([0, 1, 2, 2, 3, 4]) + 1)
+    ]
+    answer = lambda found: json.dumps(
+        (found or [dict.fromkeys(fields, "NULL")])[0] if single else found, ensure_ascii=False,
+    )
     return _frame(rng, pool, " ".join(p for p in parts if p), [(text, answer(found)) for text, found in pairs])
 
 # %% ../nbs/06a_formats.ipynb #e89ca975
 def score_sample(rng: random.Random, pool: Pool) -> list[tuple[str, bool]]:
     "A scoring prompt: a random number in the range, or the number of words."
     lo, hi = rng.choice(pool.t["ranges"])
-    said = f"{_fill(rng, pool, 'score_open', noun=rng.choice(pool.t['nouns']))} {_fill(rng, pool, 'score_range', lo=lo, hi=hi)}"
-    return _frame(rng, pool, said, [(rng.choice(pool.texts), str(rng.randint(lo, hi))) for _ in range(rng.choice([1, 2, 3, 4]))])
+    said = (
+        f"{_fill(rng, pool, 'score_open', noun=rng.choice(pool.t['nouns']))} "
+        f"{_fill(rng, pool, 'score_range', lo=lo, hi=hi)}"
+    )
+    return _frame(rng, pool, said, [
+        (rng.choice(pool.texts), str(rng.randint(lo, hi)))
+        for _ in range(rng.choice([1, 2, 3, 4]))
+    ])
 
 def _parts(text):
     "Pieces of a text that a formal answer can quote."
     words = text.split()
     middle = len(words) // 2
     after = [w for v, w in zip(words, words[1:]) if v.lower() == "the"]
-    return dict(head=_clean(words[:3]), tail=_clean(words[-3:]), mid=_clean(words[middle - 1:middle + 2]) or words[0], long=_clean([max(words, key=len)]) or "text",
-                first=words[0], last=_clean(words[-1:]) or "text", longest=_clean([max(words, key=len)]) or "text", after_the=_clean(after[:1]) or "none", all=text)
+    return dict(
+        head=_clean(words[:3]),
+        tail=_clean(words[-3:]),
+        mid=_clean(words[middle - 1:middle + 2]) or words[0],
+        long=_clean([max(words, key=len)]) or "text",
+        first=words[0],
+        last=_clean(words[-1:]) or "text",
+        longest=_clean([max(words, key=len)]) or "text",
+        after_the=_clean(after[:1]) or "none",
+        all=text,
+    )
 
 def prose_sample(rng: random.Random, pool: Pool) -> list[tuple[str, bool]]:
     "A note on a text that quotes it by position."
@@ -245,7 +321,8 @@ def plain_sample(rng: random.Random, pool: Pool) -> list[tuple[str, bool]]:
     return [("\n".join(rng.choice(pool.texts) for _ in range(4)), False)]
 
 def repeat_sample(rng: random.Random, pool: Pool, least: int = 6, most: int = 24) -> list[tuple[str, bool]]:
-    "`least` to `most` words in a random order, then the same words again, plain or as a JSON list: every token of the second half can be copied."
+    """`least` to `most` words in a random order, then the same words again, plain or as a JSON list:
+    every token of the second half can be copied."""
     words = rng.sample(pool.vocabulary, min(len(pool.vocabulary), rng.randint(least, most)))
     again = " ".join(words) if rng.random() < 0.4 else json.dumps(words)
     pairs = [(" ".join(words), again)]
@@ -256,7 +333,11 @@ def repeat_sample(rng: random.Random, pool: Pool, least: int = 6, most: int = 24
         pairs = [(", ".join(f"{k}: {v}" for k, v in table.items()), ", ".join(f"{k}: {table[k]}" for k in asked))]
     return _frame(rng, pool, rng.choice(["Repeat the words.", "Write it again.", "Copy.", "Say the same."]), pairs)
 
-KINDS = ((classify_sample, 42), (extract_sample, 28), (score_sample, 3), (prose_sample, 4), (copy_sample, 8), (repeat_sample, 10), (plain_sample, 5)) # parts of the diet
+# parts of the diet
+KINDS = (
+    (classify_sample, 42), (extract_sample, 28), (score_sample, 3), (prose_sample, 4),
+    (copy_sample, 8), (repeat_sample, 10), (plain_sample, 5),
+)
 
 def format_samples(
     texts: Sequence[str], # user texts
@@ -271,21 +352,28 @@ def format_samples(
     return [make(rng, pool) for make in makers]
 
 # %% ../nbs/06a_formats.ipynb #7ade7c1d
-SCHOOL_KINDS = ((extract_sample, 45), (classify_sample, 25), (copy_sample, 12), (prose_sample, 5), (score_sample, 3), (plain_sample, 10)) # parts of the diet after school
+# parts of the diet after school
+SCHOOL_KINDS = (
+    (extract_sample, 45), (classify_sample, 25), (copy_sample, 12),
+    (prose_sample, 5), (score_sample, 3), (plain_sample, 10),
+)
 
 def school_samples(
     texts: Sequence[str], # user texts
     n: int, # how many samples
     seed: int = 0, # same seed, same samples
     max_words: int = 36, # texts are cut to this many words
-    school: int = 25_600, # this many samples are lists of 3 to 8 words; in the next three quarters as many the lists grow to 24 words and the share of real prompts to 85 %
+    school: int = 25_600, # this many samples are lists of 3 to 8 words; then come longer lists and real prompts
 ) -> list[list[tuple[str, bool]]]: # segments of each sample, in the order in which they are to be learned
     "Lessons in copying, then in formats; nothing about sentiment."
     rng, pool, out = random.Random(seed), Pool(texts, max_words), []
     for i in range(n):
+        # in the next three quarters as many the lists grow to 24 words and the share of real prompts to 85 %
         progress = min(1, max(0, i / school - 1) / 0.75)
-        if rng.random() < 0.85 * progress: out.append(rng.choices([m for m, _ in SCHOOL_KINDS], [w for _, w in SCHOOL_KINDS])[0](rng, pool))
-        else: out.append(repeat_sample(rng, pool, 3, 8 + round(16 * progress)))
+        if rng.random() < 0.85 * progress:
+            out.append(rng.choices([m for m, _ in SCHOOL_KINDS], [w for _, w in SCHOOL_KINDS])[0](rng, pool))
+        else:
+            out.append(repeat_sample(rng, pool, 3, 8 + round(16 * progress)))
     return out
 
 # %% ../nbs/06a_formats.ipynb #4f8cfffc
@@ -297,14 +385,22 @@ def _things(pool, words):
     for i, word in enumerate(words):
         if not (kind := pool.kind(word)): continue
         start = i
-        while start and words[start - 1][-1:] not in _END and (pool.kind(words[start - 1]) or _low(words[start - 1]) in pool.t["modifiers"]): start -= 1
+        while (
+            start and words[start - 1][-1:] not in _END
+            and (pool.kind(words[start - 1]) or _low(words[start - 1]) in pool.t["modifiers"])
+        ):
+            start -= 1
         while found and found[-1][1] > start: found.pop()
         found.append((start, i + 1, kind))
     return found
 
 def _clause_end(words, at, starts):
     "The last word of the clause: before punctuation, a conjunction, or the next thing."
-    while at + 1 < len(words) and words[at][-1:] not in _END and _low(words[at + 1]) not in ("and", "but", "yet", "or", "") and at + 1 not in starts: at += 1
+    while (
+        at + 1 < len(words) and words[at][-1:] not in _END
+        and _low(words[at + 1]) not in ("and", "but", "yet", "or", "") and at + 1 not in starts
+    ):
+        at += 1
     return at
 
 def _said(pool, words, start, end):
@@ -317,16 +413,30 @@ def _who(pool, words, start, end):
     "The pronoun with which the part between two punctuation marks begins, or my, our, the and a person."
     while start and words[start - 1][-1:] not in _END: start -= 1
     if _low(words[start]) in ("i", "we", "he", "she", "they"): return _clean(words[start:start + 1])
-    return _clean(words[start:start + 2]) if _low(words[start]) in ("my", "our", "the") and pool.kind(" ".join(words[start + 1:start + 2])) == "person" else "NULL"
+    return (
+        _clean(words[start:start + 2])
+        if _low(words[start]) in ("my", "our", "the")
+            and pool.kind(" ".join(words[start + 1:start + 2])) == "person"
+        else "NULL"
+    )
 
 _BESIDE: dict[str, Callable] = { # what an answer can quote about the thing words[start:end]
-    "term": lambda pool, words, start, end: _clean(words[start:end]), "said": _said, "who": _who,
+    "term": lambda pool, words, start, end: _clean(words[start:end]),
+    "said": _said,
+    "who": _who,
     "before": lambda pool, words, start, end: _clean(words[max(0, start - 1):start]) or "NULL",
-    "after": lambda pool, words, start, end: _clean(words[end:end + 1]) or "NULL"}
+    "after": lambda pool, words, start, end: _clean(words[end:end + 1]) or "NULL",
+}
 
 # %% ../nbs/06a_formats.ipynb #28fc00a6
-_ROWS = ((), ("kind",), ("kind", "mark"), ("kind", "mark"), ("mark",), ("mark",), ("mark",), ("said", "mark"), ("kind", "said", "mark"), ("kind", "said", "mark"),
-    ("who", "said", "mark"), ("who", "mark"), ("said",), ("before",), ("after",)) # what is asked about each thing
+# what is asked about each thing
+_ROWS = (
+    (), ("kind",), ("kind", "mark"), ("kind", "mark"),
+    ("mark",), ("mark",), ("mark",),
+    ("said", "mark"), ("kind", "said", "mark"), ("kind", "said", "mark"),
+    ("who", "said", "mark"), ("who", "mark"),
+    ("said",), ("before",), ("after",),
+)
 
 def _fields(rng, pool):
     "What is asked -> its field's name, and the marks."
@@ -350,9 +460,17 @@ def _thing_instruction(rng, pool, fields, marks, label, only, seen):
     a = next(iter(fields.values())).replace("_", " ")
     kinds = sorted(seen | set(rng.sample(sorted(label), rng.choice([2, 4, 6]))))
     rng.shuffle(kinds)
-    parts = [_fill(rng, pool, "thing_open", a=a), _fill(rng, pool, "thing_only", kinds=_join(rng, [label[k] for k in only])) if only else "", _fill(rng, pool, "extract_array", fields=_join(rng, list(fields.values())))]
-    parts += [rng.choice(pool.t["thing_says"][what]).format(f=f, a=a, kinds=_join(rng, [label[k] for k in kinds])) for what, f in fields.items() if what != "term"]
-    if marks and rng.random() < 0.5: parts.append(_fill(rng, pool, "extract_values", f=fields["mark"], values=_join(rng, marks)))
+    parts = [
+        _fill(rng, pool, "thing_open", a=a),
+        _fill(rng, pool, "thing_only", kinds=_join(rng, [label[k] for k in only])) if only else "",
+        _fill(rng, pool, "extract_array", fields=_join(rng, list(fields.values()))),
+    ]
+    parts += [
+        rng.choice(pool.t["thing_says"][what]).format(f=f, a=a, kinds=_join(rng, [label[k] for k in kinds]))
+        for what, f in fields.items() if what != "term"
+    ]
+    if marks and rng.random() < 0.5:
+        parts.append(_fill(rng, pool, "extract_values", f=fields["mark"], values=_join(rng, marks)))
     return " ".join(p for p in [*parts, rng.choice(pool.t["extract_empty"])] if p)
 
 # %% ../nbs/06a_formats.ipynb #8caccf3c
@@ -360,19 +478,40 @@ def thing_sample(
     rng: random.Random, # source of every choice
     pool: Pool, # texts and wordings
 ) -> list[tuple[str, bool]]: # segments
-    "List the known nouns of a text, with what stands beside them, as JSON; `extract_sample` where the texts hold no known noun."
+    """List the known nouns of a text, with what stands beside them, as JSON;
+    `extract_sample` where the texts hold no known noun."""
     if not pool.by_kind: return extract_sample(rng, pool)
-    (fields, marks), label = _fields(rng, pool), {kind: rng.choice(row["names"]) for kind, row in pool.t["things"].items()}
-    only = rng.sample(sorted(pool.by_kind), min(len(pool.by_kind), rng.choice([1, 2, 3]))) if rng.random() < 0.3 else []
+    (fields, marks), label = (
+        _fields(rng, pool),
+        {kind: rng.choice(row["names"]) for kind, row in pool.t["things"].items()},
+    )
+    only = (
+        rng.sample(sorted(pool.by_kind), min(len(pool.by_kind), rng.choice([1, 2, 3])))
+        if rng.random() < 0.3 else []
+    )
     late, seen, pairs = rng.random() < 0.5, set(only), []
     for _ in range(rng.choice([0, 1, 1, 1, 2]) + 1):
-        text = rng.choice(pool.texts) if rng.random() < 0.1 else rng.choice(pool.by_kind[rng.choice(only or sorted(pool.by_kind))])
+        text = (
+            rng.choice(pool.texts) if rng.random() < 0.1
+            else rng.choice(pool.by_kind[rng.choice(only or sorted(pool.by_kind))])
+        )
         words, found = text.split(), [x for x in pool.things[text] if not only or x[2] in only]
         drawn = [rng.choice(marks or [""]) for _ in found]
-        rows = [{f: label[kind] if what == "kind" else mark if what == "mark" else _BESIDE[what](pool, words, start, end) for what, f in fields.items()} for (start, end, kind), mark in zip(found, drawn)]
+        rows = [
+            {
+                f: label[kind] if what == "kind"
+                else mark if what == "mark"
+                else _BESIDE[what](pool, words, start, end)
+                for what, f in fields.items()
+            }
+            for (start, end, kind), mark in zip(found, drawn)
+        ]
         seen |= {kind for _, _, kind in found}
         distinct = list({json.dumps(row): row for row in rows}.values())
-        pairs.append((" ".join(_marked(words, found, drawn, late) if marks else words), json.dumps(distinct, ensure_ascii=False)))
+        pairs.append((
+            " ".join(_marked(words, found, drawn, late) if marks else words),
+            json.dumps(distinct, ensure_ascii=False),
+        ))
     return _frame(rng, pool, _thing_instruction(rng, pool, fields, marks, label, only, seen), pairs)
 
 # %% ../nbs/06a_formats.ipynb #6b7774b5
@@ -388,6 +527,13 @@ def sort_sample(rng: random.Random, pool: Pool) -> list[tuple[str, bool]]:
             if not {k for _, _, k in pool.things[text]} & (set(kinds) - {kind}): break
         items.append((text, label[kind]))
     names = _fill(rng, pool, "class_labels", labels=_join(rng, list(label.values())))
-    return _frame(rng, pool, " ".join(f"{_fill(rng, pool, 'thing_sorts')} {names} {rng.choice(pool.t['class_close'])}".split()), items)
+    return _frame(
+        rng, pool,
+        " ".join(f"{_fill(rng, pool, 'thing_sorts')} {names} {rng.choice(pool.t['class_close'])}".split()), items,
+    )
 
-THING_KINDS = ((thing_sample, 46), (sort_sample, 12), (extract_sample, 6), (classify_sample, 12), (copy_sample, 4), (prose_sample, 3), (score_sample, 2), (repeat_sample, 11), (plain_sample, 4)) # parts of the second term's diet, for `format_samples`
+# parts of the second term's diet, for `format_samples`
+THING_KINDS = (
+    (thing_sample, 46), (sort_sample, 12), (extract_sample, 6), (classify_sample, 12), (copy_sample, 4),
+    (prose_sample, 3), (score_sample, 2), (repeat_sample, 11), (plain_sample, 4),
+)

@@ -28,22 +28,41 @@ FSA_POLARITIES = ("positive", "negative", "neutral", "conflict")
 
 def _records(path):
     "The array of records in a file."
-    try: records = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as e: raise UserError(f"FSA file {path} cannot be read: {e.strerror}. Set fsa to the folder that holds atsa/ and acsa/, or to embedded.") from None
-    except (ValueError, RecursionError) as e: raise UserError(f"FSA file {path} is not JSON in UTF-8: {str(e)[:120]}. Fetch it again.") from None
-    if not isinstance(records, list) or not records: raise UserError(f"FSA file {path} holds no array of records. Fetch it again.")
+    try:
+        records = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as e:
+        raise UserError(
+            f"FSA file {path} cannot be read: {e.strerror}. "
+            "Set fsa to the folder that holds atsa/ and acsa/, or to embedded."
+        ) from None
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"FSA file {path} is not JSON in UTF-8: {str(e)[:120]}. Fetch it again.") from None
+    if not isinstance(records, list) or not records:
+        raise UserError(f"FSA file {path} holds no array of records. Fetch it again.")
     return records
 
 def _check(kind, record, where):
     "Refuse a record that cannot be used, by field and value."
     fix = "Mend that record or drop it."
-    if not isinstance(record, dict) or not isinstance(record.get("sentence"), str) or not record["sentence"].strip(): raise UserError(f"{where} has no sentence: {str(record)[:80]}. {fix}")
-    if not isinstance(record.get("aspects"), list): raise UserError(f"{where}: aspects = {str(record.get('aspects'))[:40]!r} is not a list. {fix}")
+    if (
+        not isinstance(record, dict)
+        or not isinstance(record.get("sentence"), str)
+        or not record["sentence"].strip()
+    ):
+        raise UserError(f"{where} has no sentence: {str(record)[:80]}. {fix}")
+    if not isinstance(record.get("aspects"), list):
+        raise UserError(f"{where}: aspects = {str(record.get('aspects'))[:40]!r} is not a list. {fix}")
     for j, a in enumerate(record["aspects"]):
         at, key = f"{where}, aspects[{j}]", "target" if kind == "atsa" else "category"
-        if not isinstance(a, dict) or a.get("polarity") not in FSA_POLARITIES: raise UserError(f"{at}: polarity = {a.get('polarity') if isinstance(a, dict) else a!r} is not allowed. Allowed: {', '.join(FSA_POLARITIES)}. {fix}")
-        if not isinstance(a.get(key), str) and not (kind == "atsa" and a.get(key) is None): raise UserError(f"{at}: {key} = {a.get(key)!r} is not a string. {fix}")
-        if kind == "atsa" and a["target"] not in ("NULL", None) and a["target"] not in record["sentence"]: raise UserError(f"{at}: target = {a['target']!r} does not occur in the sentence. {fix}")
+        if not isinstance(a, dict) or a.get("polarity") not in FSA_POLARITIES:
+            raise UserError(
+                f"{at}: polarity = {a.get('polarity') if isinstance(a, dict) else a!r} is not allowed. "
+                f"Allowed: {', '.join(FSA_POLARITIES)}. {fix}"
+            )
+        if not isinstance(a.get(key), str) and not (kind == "atsa" and a.get(key) is None):
+            raise UserError(f"{at}: {key} = {a.get(key)!r} is not a string. {fix}")
+        if kind == "atsa" and a["target"] not in ("NULL", None) and a["target"] not in record["sentence"]:
+            raise UserError(f"{at}: target = {a['target']!r} does not occur in the sentence. {fix}")
 
 def read_fsa(
     folder: "str|Path", # holds atsa/ and acsa/, or w_hard/ with both
@@ -51,7 +70,11 @@ def read_fsa(
     split: str, # one of FSA_SPLITS
 ) -> list[dict]: # the records as they are in the file, checked
     "Read one split; raises `UserError` naming file, record and value."
-    if name not in FSA_SETS or split not in FSA_SPLITS: raise UserError(f"There is no FSA split {name}/{split}. Sets: {', '.join(FSA_SETS)}; splits: {', '.join(FSA_SPLITS)}.")
+    if name not in FSA_SETS or split not in FSA_SPLITS:
+        raise UserError(
+            f"There is no FSA split {name}/{split}. "
+            f"Sets: {', '.join(FSA_SETS)}; splits: {', '.join(FSA_SPLITS)}."
+        )
     folder = Path(folder)/"w_hard" if (Path(folder)/"w_hard").is_dir() else Path(folder)
     records = _records(path := folder/name/f"{split}.json")
     for i, r in enumerate(records): _check(name[:4], r, f"{path}, record {i}")
@@ -63,8 +86,15 @@ def fsa_pairs(
     record: Mapping, # one record
 ) -> list[tuple[str, str]]: # (term or category, polarity)
     "A record's gold pairs in the order in which they are written."
-    if name.startswith("acsa"): return list(dict.fromkeys((a["category"].lower().replace("#", " "), a["polarity"]) for a in record["aspects"]))
-    found = {(int(a.get("from") or 0), int(a.get("to") or 0), a["target"], a["polarity"]) for a in record["aspects"] if a["target"] not in ("NULL", None)}
+    if name.startswith("acsa"):
+        return list(dict.fromkeys(
+            (a["category"].lower().replace("#", " "), a["polarity"]) for a in record["aspects"]
+        ))
+    found = {
+        (int(a.get("from") or 0), int(a.get("to") or 0), a["target"], a["polarity"])
+        for a in record["aspects"]
+        if a["target"] not in ("NULL", None)
+    }
     return [(term, polarity) for _, _, term, polarity in sorted(found)]
 
 def render_linear(
@@ -72,19 +102,26 @@ def render_linear(
 ) -> str: # "soup | positive ; tea | negative"; empty for no pair
     "Pairs in the linear form; raises `UserError` for a term that the form cannot hold."
     for term, _ in pairs:
-        if not term.strip() or "|" in term or ";" in term: raise UserError(f"The term {term!r} cannot be written in the linear form: it is empty or holds | or ;. Drop or correct that annotation.")
+        if not term.strip() or "|" in term or ";" in term:
+            raise UserError(
+                f"The term {term!r} cannot be written in the linear form: it is empty or holds | or ;. "
+                "Drop or correct that annotation."
+            )
     return " ; ".join(f"{term} | {polarity}" for term, polarity in pairs)
 
 def parse_linear(
     text: str, # a linear form, or anything a model wrote
     sentence: "str|None" = None, # ATSA: terms must occur in it
 ) -> tuple[list[tuple[str, str]], int]: # pairs, and how many parts could not be read
-    "The pairs of a linear form; what has not one bar, no known polarity, or a term that is not in the sentence is left out."
+    """The pairs of a linear form; what has not one bar, no known polarity,
+    or a term that is not in the sentence is left out."""
     pairs, unread = [], 0
     for part in (p for p in text.split(";") if p.strip()):
         term, bar, polarity = (x.strip() for x in part.partition("|"))
-        if bar and polarity in FSA_POLARITIES and (sentence is None or term in sentence): pairs.append((term, polarity))
-        else: unread += 1
+        if bar and polarity in FSA_POLARITIES and (sentence is None or term in sentence):
+            pairs.append((term, polarity))
+        else:
+            unread += 1
     return pairs, unread
 
 # %% ../nbs/12a_fsa.ipynb #2f6026b1
@@ -108,12 +145,23 @@ def score_fsa(
     rules: str = "official", # official | strict
 ) -> dict: # precision, recall, f1 (0..1), n_items, unread
     "Micro F1 of linear forms; raises `UserError` for unknown rules and lists that do not pair up."
-    if rules not in ("official", "strict"): raise UserError(f"Unknown scoring rules {rules!r}. Allowed: official, strict.")
-    if len(records) != len(outputs) or not len(outputs): raise UserError(f"{len(records)} gold records and {len(outputs)} outputs do not pair up. Pass one output for each record (None for a missing one), and at least one.")
+    if rules not in ("official", "strict"):
+        raise UserError(f"Unknown scoring rules {rules!r}. Allowed: official, strict.")
+    if len(records) != len(outputs) or not len(outputs):
+        raise UserError(
+            f"{len(records)} gold records and {len(outputs)} outputs do not pair up. "
+            "Pass one output for each record (None for a missing one), and at least one."
+        )
     judged = [judge_fsa(name, *pair, rules) for pair in zip(records, outputs)]
-    return pool(judged, empty=float(rules == "official")) | dict(n_items=len(judged), unread=sum(j["unread"] for j in judged))
+    return pool(judged, empty=float(rules == "official")) | dict(
+        n_items=len(judged), unread=sum(j["unread"] for j in judged)
+    )
 
-def is_implicit(record: Mapping) -> bool: return any(not a.get("opinion_words") for a in record["aspects"]) # a record of a test split
+def is_implicit(
+    record: Mapping, # a record of a test split
+) -> bool:
+    return any(not a.get("opinion_words") for a in record["aspects"])
+
 def is_mixed(record: Mapping) -> bool: return len({a["polarity"] for a in record["aspects"]}) > 1
 
 # %% ../nbs/12a_fsa.ipynb #ab835830
@@ -127,18 +175,45 @@ def embedded_fsa(
     kind = "product" if "laptop" in name else "rest16"
     def record(i, split):
         spans = [(o, o.target_span or (0, 0)) for o in i.opinions]
-        aspects = [{"from": str(b), "to": str(e), "target": o.target or "NULL", "category": None if name.startswith("atsa") else o.category, "polarity": o.polarity} | ({} if split in ("train", "dev") else dict(opinion_words=[o.expression])) for o, (b, e) in spans]
+        aspects = [
+            {
+                "from": str(b), "to": str(e), "target": o.target or "NULL",
+                "category": None if name.startswith("atsa") else o.category, "polarity": o.polarity,
+            } | ({} if split in ("train", "dev") else dict(opinion_words=[o.expression]))
+            for o, (b, e) in spans
+        ]
         return dict(ID=i.id, sentence=i.text, aspects=aspects)
     tests = generate(3 * test, kind, seed, "test")
-    items = dict(train=generate(train, kind, seed, "train"), dev=generate(max(1, train // 4), kind, seed, "val"), test=tests[:test], hard_test=[i for i in tests[test:] if len({o.polarity for o in i.opinions}) > 1][:test])
+    items = dict(
+        train=generate(train, kind, seed, "train"),
+        dev=generate(max(1, train // 4), kind, seed, "val"),
+        test=tests[:test],
+        hard_test=[i for i in tests[test:] if len({o.polarity for o in i.opinions}) > 1][:test],
+    )
     return {split: [record(i, split) for i in part] for split, part in items.items()}
 
 # %% ../nbs/12a_fsa.ipynb #f03d2b8c
 FSA_PROMPTS = {
-    "analysis": 'Analyse the opinions in this review, one by one. Answer with a JSON array of objects that have the fields "aspect_term" (the words of the review that the opinion is about, or "NULL"), "aspect_category" (what side of it is judged), "opinion" (the words that show the feeling), "sentiment" (one of: positive, negative, neutral). Write [] if there is none.',
-    "rewrite": "Rewrite this review in your own words, so that the feeling behind each of its opinions is stated outright. Keep its facts."}
+    "analysis": (
+        'Analyse the opinions in this review, one by one. '
+        'Answer with a JSON array of objects that have the fields '
+        '"aspect_term" (the words of the review that the opinion is about, or "NULL"), '
+        '"aspect_category" (what side of it is judged), '
+        '"opinion" (the words that show the feeling), '
+        '"sentiment" (one of: positive, negative, neutral). '
+        'Write [] if there is none.'
+    ),
+    "rewrite": (
+        "Rewrite this review in your own words, "
+        "so that the feeling behind each of its opinions is stated outright. Keep its facts."
+    ),
+}
 _LINE = re.compile(r"^[\s\-*]*(opinion target|aspect|sentiment|reasoning)\s*(\d*)\s*:\s*(.*)$", re.I)
-_REFUSAL = re.compile(r"^\W*(i'?m sorry|i am sorry|sorry,|as an ai\b|i (cannot|can't|can not) (help|assist|provide|rewrite|analy[sz]e|comply|fulfil|do|process))", re.I)
+_REFUSAL = re.compile(
+    r"^\W*(i'?m sorry|i am sorry|sorry,|as an ai\b"
+    r"|i (cannot|can't|can not) (help|assist|provide|rewrite|analy[sz]e|comply|fulfil|do|process))",
+    re.I,
+)
 
 def polarity_of(
     text: str, # what a teacher wrote after "Sentiment:"
@@ -154,7 +229,8 @@ def _target(text):
 
 # %% ../nbs/12a_fsa.ipynb #b2492f34
 def _lines(text):
-    "Opinions of the numbered form; a second review or a second first target is the model talking to itself, and ends it."
+    """Opinions of the numbered form; a second review or a second first target
+    is the model talking to itself, and ends it."""
     out, target, aspect = [], "", ""
     for line in text.replace(" Reasoning:", "\nReasoning:").splitlines():
         if out and re.match(r"\s*(review|response|example)\b[^:]*:", line, re.I): break
@@ -164,7 +240,11 @@ def _lines(text):
             if out and number == "1": break
             target, aspect = _target(value), ""
         elif key == "aspect": aspect = value
-        elif key == "sentiment" and value: out.append(dict(target=target, aspect=aspect, sentiment=value.rstrip(" -,"), polarity=polarity_of(value), reasoning=""))
+        elif key == "sentiment" and value:
+            out.append(dict(
+                target=target, aspect=aspect, sentiment=value.rstrip(" -,"),
+                polarity=polarity_of(value), reasoning="",
+            ))
         elif key == "reasoning" and out: out[-1]["reasoning"] = value
     return out
 
@@ -175,14 +255,25 @@ def parse_analysis(
     items = parse_array(text)[0]
     if not items: return _lines(text)
     cell = lambda i, key: str(i.get(key) or "").strip()
-    return [dict(target=cell(i, "aspect_term"), aspect=cell(i, "aspect_category"), sentiment=cell(i, "sentiment").capitalize(), polarity=polarity_of(cell(i, "sentiment")), reasoning=f'"{cell(i, "opinion")}"')
-        for i in items if isinstance(i, dict) and cell(i, "aspect_term")]
+    return [
+        dict(
+            target=cell(i, "aspect_term"), aspect=cell(i, "aspect_category"),
+            sentiment=cell(i, "sentiment").capitalize(), polarity=polarity_of(cell(i, "sentiment")),
+            reasoning=f'"{cell(i, "opinion")}"',
+        )
+        for i in items
+        if isinstance(i, dict) and cell(i, "aspect_term")
+    ]
 
 def render_analysis(
     opinions: Sequence[Mapping], # from `parse_analysis`
 ) -> str: # numbered lines
     "Opinions in the form that the student learns to write."
-    return "\n\n".join(f"Opinion Target {n}: \"{o['target']}\"\nAspect: {o['aspect']}\nSentiment: {o['sentiment']}\nReasoning: {o['reasoning']}" for n, o in enumerate(opinions, 1))
+    return "\n\n".join(
+        f"Opinion Target {n}: \"{o['target']}\"\nAspect: {o['aspect']}\n"
+        f"Sentiment: {o['sentiment']}\nReasoning: {o['reasoning']}"
+        for n, o in enumerate(opinions, 1)
+    )
 
 # %% ../nbs/12a_fsa.ipynb #5f0d1997
 def usable_response(
@@ -195,8 +286,14 @@ def usable_response(
     if not response or _REFUSAL.match(response): return "", "refusal or nothing"
     if kind == "analysis":
         said = parse_analysis(response)
-        kept = [o for o in said if o["polarity"] and (o["target"].upper() == "NULL" or o["target"].lower() in text.lower())]
-        return (render_analysis(kept), "") if kept else ("", "no opinion could be read" if not said else "no opinion with a polarity and a target in the review")
+        kept = [
+            o for o in said
+            if o["polarity"] and (o["target"].upper() == "NULL" or o["target"].lower() in text.lower())
+        ]
+        return (render_analysis(kept), "") if kept else (
+            "",
+            "no opinion could be read" if not said else "no opinion with a polarity and a target in the review",
+        )
     if _LINE.match(response) or response[0] in "[{": return "", "an analysis, not a rewrite"
     return (response, "") if response != text.strip() else ("", "the review itself")
 
@@ -204,19 +301,33 @@ def read_responses(
     path: "str|Path", # JSON lines with Text and mixtral_response, as released
 ) -> list[dict]: # text, kind, response
     "Real responses of a teacher; an analysis is told by its first line."
-    try: lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as e: raise UserError(f"The responses in {path} cannot be read: {e.strerror}. Name the release's .jsonl file.") from None
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as e:
+        raise UserError(
+            f"The responses in {path} cannot be read: {e.strerror}. Name the release's .jsonl file."
+        ) from None
     rows = []
     for n, line in enumerate(lines, 1):
         if not line.strip(): continue
-        try: text, response = (r := json.loads(line))["Text"], r["mixtral_response"]
-        except (ValueError, KeyError, TypeError) as e: raise UserError(f"{path}, line {n} is no record with Text and mixtral_response ({type(e).__name__}). Drop the line or fetch the file again.") from None
-        rows.append(dict(text=text, kind="analysis" if re.match(r"\W*opinion target", response, re.I) else "rewrite", response=response.strip()))
+        try:
+            text, response = (r := json.loads(line))["Text"], r["mixtral_response"]
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(
+                f"{path}, line {n} is no record with Text and mixtral_response ({type(e).__name__}). "
+                "Drop the line or fetch the file again."
+            ) from None
+        rows.append(dict(
+            text=text,
+            kind="analysis" if re.match(r"\W*opinion target", response, re.I) else "rewrite",
+            response=response.strip(),
+        ))
     return rows
 
 # %% ../nbs/12a_fsa.ipynb #2e4e289d
 NEWLINE = "<nl>"
-_PREFIX = {"analysis": "analyse: ", "rewrite": "rewrite: "} # the task's name before a review, T5's habit; fine-tuning has none
+# the task's name before a review, T5's habit; fine-tuning has none
+_PREFIX = {"analysis": "analyse: ", "rewrite": "rewrite: "}
 
 def new_t5(
     texts: Sequence[str], # what the tokenizer learns its merges from
@@ -229,8 +340,11 @@ def new_t5(
     tok, hidden = train_tokenizer(texts, "qwen3", settings.fsa_vocab), settings.fsa_hidden
     tok.add_tokens([NEWLINE])
     if hidden % 16: raise UserError(f"fsa_hidden = {hidden} cannot be split into heads of 16. Use a multiple of 16.")
-    config = T5Config(vocab_size=len(tok), d_model=hidden, d_kv=16, num_heads=hidden // 16, d_ff=3 * hidden, num_layers=settings.fsa_layers, dropout_rate=0.0,
-        feed_forward_proj="gated-gelu", pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id, decoder_start_token_id=tok.pad_token_id)
+    config = T5Config(
+        vocab_size=len(tok), d_model=hidden, d_kv=16, num_heads=hidden // 16, d_ff=3 * hidden,
+        num_layers=settings.fsa_layers, dropout_rate=0.0, feed_forward_proj="gated-gelu",
+        pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id, decoder_start_token_id=tok.pad_token_id,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(settings.seed, "fsa", "t5"))
         return T5ForConditionalGeneration(config), tok
@@ -241,8 +355,16 @@ def load_t5(
 ) -> tuple[Any, Any]: # model, tokenizer
     "A seq2seq checkpoint with a token for line breaks; raises `UserError` if there is none."
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-    try: model, tok = AutoModelForSeq2SeqLM.from_pretrained(source, revision=revision), AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as e: raise UserError(f"No seq2seq model could be loaded from {source}: {str(e).splitlines()[0][:200]}. Set fsa_model = build, or to a T5 checkpoint.") from e
+    try:
+        model, tok = (
+            AutoModelForSeq2SeqLM.from_pretrained(source, revision=revision),
+            AutoTokenizer.from_pretrained(source, revision=revision),
+        )
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"No seq2seq model could be loaded from {source}: {str(e).splitlines()[0][:200]}. "
+            "Set fsa_model = build, or to a T5 checkpoint."
+        ) from e
     tok.add_tokens([NEWLINE])
     if len(tok) > model.get_input_embeddings().num_embeddings: model.resize_token_embeddings(len(tok))
     return model, tok
@@ -270,14 +392,32 @@ def train_t5(
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
     from transformers.trainer_callback import PrinterCallback
     from compeffdist.students import _checkpoint, bf16_pays
-    rows = [dict(input_ids=i, labels=o) for i, o in zip(encode_texts([p[0] for p in pairs], tokenizer, settings.fsa_input_tokens), encode_texts([p[1] for p in pairs], tokenizer, settings.fsa_output_tokens))]
-    if not rows: raise UserError("There is nothing to train the seq2seq student on. Raise fsa_corpus, or use a larger benchmark.")
+    rows = [
+        dict(input_ids=i, labels=o)
+        for i, o in zip(
+            encode_texts([p[0] for p in pairs], tokenizer, settings.fsa_input_tokens),
+            encode_texts([p[1] for p in pairs], tokenizer, settings.fsa_output_tokens),
+        )
+    ]
+    if not rows:
+        raise UserError(
+            "There is nothing to train the seq2seq student on. Raise fsa_corpus, or use a larger benchmark."
+        )
     set_seed(seed)
     cuda = torch.cuda.is_available()
-    args = TrainingArguments(output_dir=str(work), num_train_epochs=epochs, per_device_train_batch_size=batch, learning_rate=lr, lr_scheduler_type="linear", weight_decay=0.01, max_grad_norm=1.0, seed=seed,
-        bf16=settings.train_precision == "bf16" and bf16_pays(), use_cpu=not cuda, dataloader_pin_memory=cuda, train_sampling_strategy="group_by_length", logging_strategy="steps", logging_steps=10, report_to="none", disable_tqdm=True,
-        save_strategy="steps" if settings.train_save_steps else "no", save_steps=settings.train_save_steps or 500, save_total_limit=1)
-    trainer = Trainer(model=model, args=args, train_dataset=rows, data_collator=DataCollatorForSeq2Seq(tokenizer, model=model))
+    args = TrainingArguments(
+        output_dir=str(work), num_train_epochs=epochs, per_device_train_batch_size=batch,
+        learning_rate=lr, lr_scheduler_type="linear", weight_decay=0.01, max_grad_norm=1.0, seed=seed,
+        bf16=settings.train_precision == "bf16" and bf16_pays(), use_cpu=not cuda, dataloader_pin_memory=cuda,
+        train_sampling_strategy="group_by_length",
+        logging_strategy="steps", logging_steps=10, report_to="none", disable_tqdm=True,
+        save_strategy="steps" if settings.train_save_steps else "no",
+        save_steps=settings.train_save_steps or 500, save_total_limit=1,
+    )
+    trainer = Trainer(
+        model=model, args=args, train_dataset=rows,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_checkpoint(work))
     losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
@@ -299,10 +439,17 @@ def write_outputs(
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     for part in (order[k:k + batch] for k in range(0, len(order), batch)):
         width = len(ids[part[0]])
-        padded = torch.tensor([ids[i] + [tokenizer.pad_token_id] * (width - len(ids[i])) for i in part], device=model.device)
+        padded = torch.tensor(
+            [ids[i] + [tokenizer.pad_token_id] * (width - len(ids[i])) for i in part], device=model.device
+        )
         mask = torch.tensor([[1] * len(ids[i]) + [0] * (width - len(ids[i])) for i in part], device=model.device)
-        with torch.inference_mode(): made = model.generate(input_ids=padded, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-        for i, text in zip(part, tokenizer.batch_decode(made, skip_special_tokens=True)): out[i] = text.replace(NEWLINE, "\n").strip()
+        with torch.inference_mode():
+            made = model.generate(
+                input_ids=padded, attention_mask=mask,
+                max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+            )
+        for i, text in zip(part, tokenizer.batch_decode(made, skip_special_tokens=True)):
+            out[i] = text.replace(NEWLINE, "\n").strip()
     return out
 
 # %% ../nbs/12a_fsa.ipynb #c1e02384
@@ -316,7 +463,13 @@ def zero_shot(
 ) -> list[str]: # one label a text
     "The label whose words are most probable as the sentiment of an analysis."
     import torch
-    start = encode_texts([render_analysis([dict(target="NULL", aspect="general", sentiment="", reasoning="")]).split("Sentiment:")[0] + "Sentiment:"], tokenizer, 512)[0][:-1]
+    start = encode_texts(
+        [
+            render_analysis([dict(target="NULL", aspect="general", sentiment="", reasoning="")])
+            .split("Sentiment:")[0] + "Sentiment:"
+        ],
+        tokenizer, 512,
+    )[0][:-1]
     words = [tokenizer(" " + label.capitalize(), add_special_tokens=False).input_ids for label in labels]
     ids, out = encode_texts([_PREFIX["analysis"] + t for t in texts], tokenizer, settings.fsa_input_tokens), []
     model.eval()
@@ -341,11 +494,22 @@ def fsa_data_stage(
 ) -> StageResult: # the benchmark in the release's layout
     "Write the embedded records, or check and copy the user's files."
     s, folder = settings, input_folder(settings.fsa)
-    params = dict(sets=s.fsa_sets, **(dict(digest=content_hash(folder) if folder.is_dir() else s.fsa) if folder else dict(train=s.benchmark_train, test=s.benchmark_test, seed=s.seed)))
+    params = dict(
+        sets=s.fsa_sets,
+        **(
+            dict(digest=content_hash(folder) if folder.is_dir() else s.fsa)
+            if folder
+            else dict(train=s.benchmark_train, test=s.benchmark_test, seed=s.seed)
+        ),
+    )
     def build(out, work):
         counts = dict.fromkeys(FSA_SPLITS, 0)
         for name in s.fsa_sets:
-            made = embedded_fsa(name, s.benchmark_train, s.benchmark_test, s.seed) if folder is None else {split: read_fsa(folder, name, split) for split in FSA_SPLITS}
+            made = (
+                embedded_fsa(name, s.benchmark_train, s.benchmark_test, s.seed)
+                if folder is None
+                else {split: read_fsa(folder, name, split) for split in FSA_SPLITS}
+            )
             for split, records in made.items():
                 (out/name).mkdir(parents=True, exist_ok=True)
                 write_json(out/name/f"{split}.json", records)
@@ -365,21 +529,47 @@ def fsa_corpus_stage(
         texts = store.rows("texts", "texts.parquet").to_pandas()
         reviews = texts[texts.domain.isin(["product", "business"])] if "domain" in texts else texts
         reviews = (reviews if len(reviews) else texts).sample(frac=1, random_state=s.seed)[:s.fsa_corpus]
-        rows = [dict(id=f"fsa/{kind}/{r.id}", text=r.text, kind=kind) for r in reviews.itertuples() for kind in FSA_PROMPTS]
-        requests = [Request(r["id"], render_prompt("analysis", FSA_PROMPTS[r["kind"]], r["text"], max_words=s.max_words), temperature=s.answer_temperature, max_tokens=s.answer_max_tokens) for r in rows]
+        rows = [
+            dict(id=f"fsa/{kind}/{r.id}", text=r.text, kind=kind)
+            for r in reviews.itertuples()
+            for kind in FSA_PROMPTS
+        ]
+        requests = [
+            Request(
+                r["id"],
+                render_prompt("analysis", FSA_PROMPTS[r["kind"]], r["text"], max_words=s.max_words),
+                temperature=s.answer_temperature, max_tokens=s.answer_max_tokens,
+            )
+            for r in rows
+        ]
         kept, dropped = [], []
-        for row, answer in zip(rows, ask(load_teacher(s), requests, store.record, s.seed, stage="fsa", max_failure_rate=s.teacher_max_failure_rate)):
+        for row, answer in zip(
+            rows,
+            ask(
+                load_teacher(s), requests, store.record, s.seed,
+                stage="fsa", max_failure_rate=s.teacher_max_failure_rate,
+            ),
+        ):
             response, why = usable_response(row["kind"], row["text"], answer.text or "")
             if response: kept.append(row | dict(response=response))
             else: dropped.append(dict(id=row["id"], reason=why, item=(answer.text or "")[:200]))
         write_rows(out/"corpus.parquet", kept)
         write_rows(out/"dropped.parquet", pd.DataFrame(dropped, columns=["id", "reason", "item"]).astype("string"))
-        return dict(rows_in=len(rows), rows_out=len(kept), **{kind: sum(k["kind"] == kind for k in kept) for kind in FSA_PROMPTS})
+        return dict(
+            rows_in=len(rows), rows_out=len(kept),
+            **{kind: sum(k["kind"] == kind for k in kept) for kind in FSA_PROMPTS},
+        )
     keys = ("fsa_corpus", "max_words", "answer_temperature", "answer_max_tokens", "seed")
-    return store.stage("fsa-corpus", build, inputs=["texts"], params=teacher_params(s) | {k: getattr(s, k) for k in keys}, code=["fsa"])
+    return store.stage(
+        "fsa-corpus", build, inputs=["texts"],
+        params=teacher_params(s) | {k: getattr(s, k) for k in keys}, code=["fsa"],
+    )
 
 # %% ../nbs/12a_fsa.ipynb #9b048e06
-_T5_KEYS = ("fsa_model", "fsa_revision", "fsa_hidden", "fsa_layers", "fsa_vocab", "fsa_input_tokens", "fsa_output_tokens", "train_precision", "seed")
+_T5_KEYS = (
+    "fsa_model", "fsa_revision", "fsa_hidden", "fsa_layers", "fsa_vocab",
+    "fsa_input_tokens", "fsa_output_tokens", "train_precision", "seed",
+)
 
 def fsa_pretrain_stage(
     settings: Settings, # fsa_… decide
@@ -391,16 +581,32 @@ def fsa_pretrain_stage(
         rows = store.rows("fsa-corpus", "corpus.parquet").to_list()
         pairs = [(_PREFIX[r["kind"]] + r["text"], r["response"]) for r in rows]
         records = [r for name in s.fsa_sets for r in read_fsa(store.path("fsa-data"), name, "train")]
-        model, tok = new_t5([x for p in pairs for x in p] + [r["sentence"] for r in records], s) if s.fsa_model == "build" else load_t5(s.fsa_model, s.fsa_revision)
+        model, tok = (
+            new_t5([x for p in pairs for x in p] + [r["sentence"] for r in records], s)
+            if s.fsa_model == "build"
+            else load_t5(s.fsa_model, s.fsa_revision)
+        )
         model.save_pretrained(out/"plain"); tok.save_pretrained(out/"plain")
-        log = train_t5(model, tok, pairs, s, work, s.fsa_pretrain_epochs, s.fsa_pretrain_batch, s.fsa_pretrain_lr, derive_seed(s.seed, "fsa", "pretrain"))
+        log = train_t5(
+            model, tok, pairs, s, work, s.fsa_pretrain_epochs, s.fsa_pretrain_batch, s.fsa_pretrain_lr,
+            derive_seed(s.seed, "fsa", "pretrain"),
+        )
         model.save_pretrained(out/"pretrained"); tok.save_pretrained(out/"pretrained")
         return log | dict(parameters=model.num_parameters())
     keys = ("fsa_pretrain_epochs", "fsa_pretrain_batch", "fsa_pretrain_lr", *_T5_KEYS)
-    return store.stage("fsa-pretrained", build, inputs=["fsa-corpus", "fsa-data"], params={k: getattr(s, k) for k in keys}, code=["fsa"])
+    return store.stage(
+        "fsa-pretrained", build, inputs=["fsa-corpus", "fsa-data"],
+        params={k: getattr(s, k) for k in keys}, code=["fsa"],
+    )
 
 # %% ../nbs/12a_fsa.ipynb #1b2a7ce3
-FSA_SUBSETS = dict(test=lambda split, r: split == "test", hard_test=lambda split, r: split == "hard_test", implicit=lambda split, r: is_implicit(r), mixed=lambda split, r: is_mixed(r)) # of the items, by split and record
+# of the items, by split and record
+FSA_SUBSETS = dict(
+    test=lambda split, r: split == "test",
+    hard_test=lambda split, r: split == "hard_test",
+    implicit=lambda split, r: is_implicit(r),
+    mixed=lambda split, r: is_mixed(r),
+)
 
 def fsa_student_stage(
     settings: Settings, # fsa_… decide
@@ -415,17 +621,36 @@ def fsa_student_stage(
         train, items, scores = read("train")[:s.fsa_train_limit or None], [], []
         for seed in s.fsa_seeds:
             model, tok = load_t5(store.path("fsa-pretrained", start))
-            log = train_t5(model, tok, [(r["sentence"], render_linear(fsa_pairs(name, r))) for r in train], s, work/str(seed), s.fsa_epochs, s.fsa_batch, s.fsa_lr, derive_seed(seed, "fsa", name))
-            part = [(split, i, r) for split in ("test", "hard_test") for i, r in enumerate(read(split)[:s.eval_limit or None])]
+            log = train_t5(
+                model, tok, [(r["sentence"], render_linear(fsa_pairs(name, r))) for r in train], s,
+                work/str(seed), s.fsa_epochs, s.fsa_batch, s.fsa_lr, derive_seed(seed, "fsa", name),
+            )
+            part = [
+                (split, i, r)
+                for split in ("test", "hard_test")
+                for i, r in enumerate(read(split)[:s.eval_limit or None])
+            ]
             made = [(*p, o) for p, o in zip(part, write_outputs(model, tok, [r["sentence"] for _, _, r in part], s))]
             who = dict(family="t5", system=start, task=name, seed=seed)
-            items += [who | dict(split=split, item=i, output=o, gold=render_linear(fsa_pairs(name, r)), **judge_fsa(name, r, o, s.eval_rules)) for split, i, r, o in made]
+            items += [
+                who | dict(
+                    split=split, item=i, output=o, gold=render_linear(fsa_pairs(name, r)),
+                    **judge_fsa(name, r, o, s.eval_rules),
+                )
+                for split, i, r, o in made
+            ]
             for subset, wanted in FSA_SUBSETS.items():
-                if chosen := [(r, o) for split, _, r, o in made if wanted(split, r)]: scores.append(who | dict(subset=subset, metric="micro_f1", **score_fsa(name, *zip(*chosen), s.eval_rules)))
+                if chosen := [(r, o) for split, _, r, o in made if wanted(split, r)]:
+                    scores.append(who | dict(
+                        subset=subset, metric="micro_f1", **score_fsa(name, *zip(*chosen), s.eval_rules)
+                    ))
         write_rows(out/"items.parquet", items); write_rows(out/"scores.parquet", scores)
         return dict(train=len(train), steps=log["steps"], final_loss=log["final_loss"], items=len(items))
     keys = ("fsa_train_limit", "fsa_epochs", "fsa_batch", "fsa_lr", "fsa_seeds", "eval_limit", "eval_rules", *_T5_KEYS)
-    return store.stage(f"fsa-{name.replace('/', '-')}-{start}", build, inputs=["fsa-data", "fsa-pretrained"], params={k: getattr(s, k) for k in keys}, code=["fsa"])
+    return store.stage(
+        f"fsa-{name.replace('/', '-')}-{start}", build, inputs=["fsa-data", "fsa-pretrained"],
+        params={k: getattr(s, k) for k in keys}, code=["fsa"],
+    )
 
 # %% ../nbs/12a_fsa.ipynb #daf0d266
 def fsa_zero_shot_stage(
@@ -442,12 +667,21 @@ def fsa_zero_shot_stage(
             for task in tasks:
                 records = read_split(store.path("benchmark", "benchmark"), task, "test")[:s.eval_limit or None]
                 answers = zero_shot(model, tok, [r["sentence"] for r in records], s, TASKS[task].labels)
-                pairs, who = list(zip(answers, [r["label"].lower() for r in records])), dict(family="t5", system=start, task=task)
+                pairs, who = (
+                    list(zip(answers, [r["label"].lower() for r in records])),
+                    dict(family="t5", system=start, task=task),
+                )
                 scores.append(who | dict(metric="macro_f1", n_items=len(records)) | macro(pairs, TASKS[task].labels))
-                items += [who | dict(seed=s.seed, item=i, parsed=said, gold=gold) for i, (said, gold) in enumerate(pairs)]
+                items += [
+                    who | dict(seed=s.seed, item=i, parsed=said, gold=gold)
+                    for i, (said, gold) in enumerate(pairs)
+                ]
         write_rows(out/"items.parquet", items); write_rows(out/"scores.parquet", scores)
         return dict(rows_out=len(scores))
-    return store.stage("fsa-zero-shot", build, inputs=["fsa-pretrained", "benchmark"], params=dict(tasks=tasks, eval_limit=s.eval_limit, input_tokens=s.fsa_input_tokens), code=["fsa"])
+    return store.stage(
+        "fsa-zero-shot", build, inputs=["fsa-pretrained", "benchmark"],
+        params=dict(tasks=tasks, eval_limit=s.eval_limit, input_tokens=s.fsa_input_tokens), code=["fsa"],
+    )
 
 def fsa_stages(
     settings: Settings, # fsa decides whether anything is done
@@ -457,5 +691,13 @@ def fsa_stages(
     if settings.fsa == "none": return []
     from compeffdist.workers import Job, run_jobs
     done = [stage(settings, store) for stage in (fsa_data_stage, fsa_corpus_stage, fsa_pretrain_stage)]
-    done += run_jobs(settings, [Job(f"{name} {start}", "fsa", "fsa_student_stage", (name, start)) for name in settings.fsa_sets for start in ("pretrained", "plain")], "t5 students")
+    done += run_jobs(
+        settings,
+        [
+            Job(f"{name} {start}", "fsa", "fsa_student_stage", (name, start))
+            for name in settings.fsa_sets
+            for start in ("pretrained", "plain")
+        ],
+        "t5 students",
+    )
     return done + [fsa_zero_shot_stage(settings, store)]

@@ -11,7 +11,9 @@ __all__ = ['SENTENCE', 'FLIP', 'REVIEW', 'TWEETS', 'TOKENISED', 'B', 'SHORT', 'P
 import random, re
 from dataclasses import dataclass, field
 from typing import Any
-from .phrases import BORDERS, GENERAL, SPLITS, Stuck, Writer, clause, content_key, join, neutral, on_test_side, split_of, tables, _allowed, _options, _try
+from .phrases import (
+    BORDERS, GENERAL, SPLITS, Stuck, Writer, clause, content_key, join, neutral,
+    on_test_side, split_of, tables, _allowed, _options, _try)
 from .settings import UserError
 
 # %% ../nbs/02_grammar.ipynb #add2abf7
@@ -69,13 +71,26 @@ def write_sentence(
         near = GENERAL if other != label else set()
         b = clause(w, group, other, avoid=a.classes | near if not a.classes & near else a.classes)
         text = join(w, a, b)
-    elif draw < 0.62 and not a.fragment: text = w.rng.choice(["{n} and {x}", "{n}. {x}", "{n}, and {x}"]).format(n=neutral(w, group), x=text)
-    elif draw < 0.72 and not a.fragment and group == "restaurant" and not re.match(r"(this|as|for|these|you|avoid|they)\b|.* (is|are|love|always|would|will|night|best)\b", BORDERS.sub("", text)):
+    elif draw < 0.62 and not a.fragment:
+        text = w.rng.choice(["{n} and {x}", "{n}. {x}", "{n}, and {x}"]).format(n=neutral(w, group), x=text)
+    elif (
+        draw < 0.72
+        and not a.fragment
+        and group == "restaurant"
+        and not re.match(
+            r"(this|as|for|these|you|avoid|they)\b|.* (is|are|love|always|would|will|night|best)\b",
+            BORDERS.sub("", text),
+        )
+    ):
         text = f"{w.pick(w.t['lists']['when'], key=False)}, {text}"
     return text
 
 # %% ../nbs/02_grammar.ipynb #8a1341db
-REVIEW = {"imdb": ["film"], "yelp2": ["restaurant", "restaurant", "hotel", "shop", "shop"], "product": ["product"]} # groups of frames
+REVIEW = { # groups of frames
+    "imdb": ["film"],
+    "yelp2": ["restaurant", "restaurant", "hotel", "shop", "shop"],
+    "product": ["product"],
+}
 
 def _bind_group(w: Writer, name: str) -> None:
     "Choose what the text is about, so that a kettle has no screen."
@@ -142,14 +157,22 @@ def _bind_target(w: Writer, label: str) -> None:
     targets = w.t["tweets"]["targets"]
     target, rival = w.rng.sample(sorted(targets), 2)
     t, pick = targets[target], lambda v: w.rng.choice(_options(v))
-    w.bound = dict(target=target, C=pick(t["forms"]), R=pick(targets[rival]["forms"]), pron=t["pron"], Pron=t["pron"].capitalize(), Pobj=t["obj"],
-                   tagfavor=pick(t["favor"]), tagagainst=pick(t["against"]))
+    w.bound = dict(
+        target=target, C=pick(t["forms"]), R=pick(targets[rival]["forms"]),
+        pron=t["pron"], Pron=t["pron"].capitalize(), Pobj=t["obj"],
+        tagfavor=pick(t["favor"]), tagagainst=pick(t["against"]),
+    )
 
 # %% ../nbs/02_grammar.ipynb #946faf70
 TOKENISED = {"sst2", "opener", "asqp"}
 B = "[\ue000-\ue7ff]*"
-SHORT = {"was not": "wasn't", "were not": "weren't", "is not": "isn't", "are not": "aren't", "do not": "don't", "does not": "doesn't", "did not": "didn't", "will not": "won't",
-         "would not": "wouldn't", "could not": "couldn't", "cannot": "can't", "have not": "haven't", "I am": "I'm", "it is": "it's", "we are": "we're", "I would": "I'd", "there is": "there's", "I have been": "I've been", "I have ever": "I've ever", "I have never": "I've never"}
+SHORT = {
+    "was not": "wasn't", "were not": "weren't", "is not": "isn't", "are not": "aren't",
+    "do not": "don't", "does not": "doesn't", "did not": "didn't", "will not": "won't",
+    "would not": "wouldn't", "could not": "couldn't", "cannot": "can't", "have not": "haven't",
+    "I am": "I'm", "it is": "it's", "we are": "we're", "I would": "I'd", "there is": "there's",
+    "I have been": "I've been", "I have ever": "I've ever", "I have never": "I've never",
+}
 
 def _contract(text: str) -> str:
     "Spoken forms; borders inside move to the front."
@@ -157,7 +180,11 @@ def _contract(text: str) -> str:
         parts = long.split(" ")
         pattern = rf"\b{parts[0]} ({B}){parts[1]}(?= [\w\ue000-\ue7ff])" if len(parts) == 2 else rf"\b{long}()(?= )"
         text = re.sub(pattern, lambda m, s=short: m[1] + s, text)
-        text = re.sub(pattern.replace(parts[0], parts[0].capitalize(), 1), lambda m, s=short: m[1] + s[0].upper() + s[1:], text)
+        text = re.sub(
+            pattern.replace(parts[0], parts[0].capitalize(), 1),
+            lambda m, s=short: m[1] + s[0].upper() + s[1:],
+            text,
+        )
     return text
 
 def _tokenise(text: str, split_negation: bool) -> str:
@@ -228,17 +255,37 @@ def opinions_of(
             full = next(m for m in of("E") if m["span"][0] <= word["span"][0] and word["span"][1] <= m["span"][1])
             cut = lambda m: clean[slice(*m["span"])] if m else None
             category = term["category"] if term else word["category"]
-            found.append(Opinion(cut(term), term and term["span"], category, POLARITY[word["polarity"]], cut(word), word["span"], cut(full), full["span"], bool(full.get("strong")), cut(holder), holder and holder["span"]))
+            found.append(Opinion(
+                cut(term), term and term["span"],
+                category, POLARITY[word["polarity"]],
+                cut(word), word["span"],
+                cut(full), full["span"], bool(full.get("strong")),
+                cut(holder), holder and holder["span"],
+            ))
     return clean, tuple(sorted(found, key=lambda o: (o.expression_span, o.target_span or (0, 0))))
 
 # %% ../nbs/02_grammar.ipynb #9a64835c
 DECKS = { # labels a hundred, after the real train splits
-    "imdb": dict(pos=50, neg=50), "yelp2": dict(pos=50, neg=50), "product": dict(pos=55, neg=45), "sst2": dict(pos=52, neg=48),
-    "twitter": dict(neutral=45, positive=38, negative=17), "irony18": {"irony": 48, "non-irony": 52},
-    "tweeteval": dict(anger=42, sadness=26, joy=22, optimism=10), "pstance": dict(against=52, favor=48),
-    "intimacy": {"not": 62, "moderately": 27, "highly": 11}, "rest16": dict(pos=57, neg=25, neu=4, none=14), "asqp": dict(pos=66, neg=30, neu=4), "opener": dict(pos=56, neg=25, none=19)}
-DOMAINS = {"product": dict(product=1), "business": dict(yelp2=4, rest16=3, asqp=1, opener=2), "film": dict(imdb=6, sst2=4),
-           "tweet": dict(twitter=3, irony18=3, tweeteval=3, intimacy=3), "political": dict(pstance=1)}
+    "imdb": dict(pos=50, neg=50),
+    "yelp2": dict(pos=50, neg=50),
+    "product": dict(pos=55, neg=45),
+    "sst2": dict(pos=52, neg=48),
+    "twitter": dict(neutral=45, positive=38, negative=17),
+    "irony18": {"irony": 48, "non-irony": 52},
+    "tweeteval": dict(anger=42, sadness=26, joy=22, optimism=10),
+    "pstance": dict(against=52, favor=48),
+    "intimacy": {"not": 62, "moderately": 27, "highly": 11},
+    "rest16": dict(pos=57, neg=25, neu=4, none=14),
+    "asqp": dict(pos=66, neg=30, neu=4),
+    "opener": dict(pos=56, neg=25, none=19),
+}
+DOMAINS = {
+    "product": dict(product=1),
+    "business": dict(yelp2=4, rest16=3, asqp=1, opener=2),
+    "film": dict(imdb=6, sst2=4),
+    "tweet": dict(twitter=3, irony18=3, tweeteval=3, intimacy=3),
+    "political": dict(pstance=1),
+}
 DOMAIN_OF = {kind: domain for domain, kinds in DOMAINS.items() for kind in kinds}
 MAX_WORDS = 36
 
@@ -246,11 +293,15 @@ def _write(w: Writer, kind: str, label: str) -> str:
     "The raw text of a kind and label."
     if kind in TWEETS: return write_tweet(w, kind, label)
     if kind in REVIEW: return write_review(w, kind, label)
-    return write_line(w, kind, label) if kind == "sst2" else write_sentence(w, "opener" if kind == "opener" else "rest16", label)
+    return (
+        write_line(w, kind, label) if kind == "sst2"
+        else write_sentence(w, "opener" if kind == "opener" else "rest16", label)
+    )
 
 def _facts(w: Writer, kind: str, label: str) -> dict[str, Any]:
     "The facts that a label states."
-    if kind == "tweeteval": return dict(emotion=label, polarity="positive" if label in ("joy", "optimism") else "negative")
+    if kind == "tweeteval":
+        return dict(emotion=label, polarity="positive" if label in ("joy", "optimism") else "negative")
     if kind == "irony18": return dict(irony=label == "irony")
     if kind == "twitter": return dict(polarity=label)
     if kind == "pstance": return dict(stance=label, target=w.bound["target"])
@@ -275,11 +326,19 @@ def draw(
     text, opinions = opinions_of(w, finished)
     words = len(text.split())
     if words > MAX_WORDS or words < 3 or split_of(text) != split: return None
-    knobs = dict(words=words, aspects=len({o.target_span or o.expression_span for o in opinions}), **{k: w.knobs[k] for k in ("negation", "contrast", "irony", "rare")})
+    knobs = dict(
+        words=words,
+        aspects=len({o.target_span or o.expression_span for o in opinions}),
+        **{k: w.knobs[k] for k in ("negation", "contrast", "irony", "rare")},
+    )
     facts = _facts(w, kind, label)
     if kind in ("rest16", "asqp", "opener") and opinions:
         seen = {o.polarity for o in opinions}
-        facts["polarity"] = "neutral" if seen == {"neutral"} else "mixed" if len(seen - {"neutral"}) > 1 else (seen - {"neutral"}).pop()
+        facts["polarity"] = (
+            "neutral" if seen == {"neutral"}
+            else "mixed" if len(seen - {"neutral"}) > 1
+            else (seen - {"neutral"}).pop()
+        )
     return Item(name, text, kind, DOMAIN_OF[kind], split, opinions=opinions, knobs=knobs, **facts)
 
 def _deal(rng: random.Random, kind: str, decks: dict[str, list[str]]) -> tuple[str, str]:
@@ -294,12 +353,16 @@ def _deal(rng: random.Random, kind: str, decks: dict[str, list[str]]) -> tuple[s
 # %% ../nbs/02_grammar.ipynb #fe49b455
 def generate(
     n: int, # how many texts
-    kind: str, # a domain (product, business, film, tweet, political) or a kind (imdb, yelp2, sst2, twitter, ..., rest16, asqp, opener)
+    kind: str, # a domain (product, business, film, tweet, political) or a kind (imdb, yelp2, sst2, ..., asqp, opener)
     seed: int, # the run's seed
     split: str = "user", # train, val, test, user or pretrain
 ) -> list[Item]:
-    "`n` distinct texts with their facts; the first m of a longer list are the list of m. Raises `UserError` for an unknown kind or split, or when the grammar has no more."
-    if kind not in DECKS and kind not in DOMAINS: raise UserError(f"The grammar has no kind {kind!r}. Kinds: {', '.join(DECKS)}; domains: {', '.join(DOMAINS)}.")
+    """`n` distinct texts with their facts; the first m of a longer list are the list of m.
+    Raises `UserError` for an unknown kind or split, or when the grammar has no more."""
+    if kind not in DECKS and kind not in DOMAINS:
+        raise UserError(
+            f"The grammar has no kind {kind!r}. Kinds: {', '.join(DECKS)}; domains: {', '.join(DOMAINS)}."
+        )
     if split not in SPLITS: raise UserError(f"The grammar has no split {split!r}. Splits: {', '.join(SPLITS)}.")
     rng, items, seen, decks = random.Random(f"{seed}/{kind}/{split}"), [], set(), {}
     while len(items) < n:
@@ -307,33 +370,63 @@ def generate(
         for _ in range(400):
             item = draw(rng, k, label, split, f"{kind}-{split}-{len(items)}")
             if item and (key := content_key(item.text)) not in seen: break
-        else: raise UserError(f"The grammar has no {n} distinct texts of kind {kind!r}, label {label!r}, split {split!r} (stopped at {len(items)}). Ask for fewer (texts_total, benchmark_train or benchmark_test in settings.ini).")
+        else:
+            raise UserError(
+                f"The grammar has no {n} distinct texts of kind {kind!r}, label {label!r}, split {split!r} "
+                f"(stopped at {len(items)}). "
+                "Ask for fewer (texts_total, benchmark_train or benchmark_test in settings.ini)."
+            )
         seen.add(key)
         items.append(item)
     return items
 
 # %% ../nbs/02_grammar.ipynb #e5a8fd97
-KIND_OF = {"imdb": "imdb", "yelp2": "yelp2", "sst2": "sst2", "twitter": "twitter", "irony18": "irony18", "tweeteval": "tweeteval", "pstance": "pstance",
-           "intimacy": "intimacy", "atsa_rest16": "rest16", "acsa_rest16": "rest16", "asqp_rest16": "asqp", "opener": "opener"} # task -> kind of text
+KIND_OF = { # task -> kind of text
+    "imdb": "imdb", "yelp2": "yelp2", "sst2": "sst2", "twitter": "twitter",
+    "irony18": "irony18", "tweeteval": "tweeteval", "pstance": "pstance", "intimacy": "intimacy",
+    "atsa_rest16": "rest16", "acsa_rest16": "rest16", "asqp_rest16": "asqp", "opener": "opener",
+}
 
 def _aspects(item: Item) -> list[dict[str, str]]:
     "ATSA and ACSA annotations; one per term, category and polarity."
     rows = {}
     for o in item.opinions:
         begin, end = o.target_span or (0, 0)
-        rows[(begin, end, o.category, o.polarity)] = {"from": str(begin), "to": str(end), "target": o.target or "NULL", "category": o.category, "polarity": o.polarity}
+        rows[(begin, end, o.category, o.polarity)] = {
+            "from": str(begin), "to": str(end), "target": o.target or "NULL",
+            "category": o.category, "polarity": o.polarity,
+        }
     return list(rows.values())
 
 def _quads(item: Item) -> dict[str, Any]:
     "ASQP annotations, as a list and as the string that the official files also hold."
-    rows = [dict(aspect=o.target or "NULL", category=o.category.lower().replace("#", " "), sentiment=o.polarity, opinion=o.expression) for o in item.opinions]
-    return dict(sentence=item.text, quards_str=str([[q["aspect"], q["category"], q["sentiment"], q["opinion"]] for q in rows]), quards=rows)
+    rows = [
+        dict(
+            aspect=o.target or "NULL", category=o.category.lower().replace("#", " "),
+            sentiment=o.polarity, opinion=o.expression,
+        )
+        for o in item.opinions
+    ]
+    return dict(
+        sentence=item.text,
+        quards_str=str([[q["aspect"], q["category"], q["sentiment"], q["opinion"]] for q in rows]),
+        quards=rows,
+    )
 
 def _graph(item: Item) -> list[dict[str, Any]]:
     "OpeNER annotations."
     part = lambda text, span: [[text], [f"{span[0]}:{span[1]}"]] if span else [[], []]
-    return [{"Source": part(o.holder, o.holder_span), "Target": part(o.target, o.target_span), "Polar_expression": part(o.full, o.full_span),
-             "Polarity": o.polarity.capitalize(), "Intensity": "Strong" if o.strong else "Standard"} for o in item.opinions if o.polarity != "neutral"]
+    return [
+        {
+            "Source": part(o.holder, o.holder_span),
+            "Target": part(o.target, o.target_span),
+            "Polar_expression": part(o.full, o.full_span),
+            "Polarity": o.polarity.capitalize(),
+            "Intensity": "Strong" if o.strong else "Standard",
+        }
+        for o in item.opinions
+        if o.polarity != "neutral"
+    ]
 
 # %% ../nbs/02_grammar.ipynb #d45f5026
 def to_sentibench(
@@ -342,12 +435,14 @@ def to_sentibench(
 ) -> list[dict[str, Any]]: # records as in the official files
     "Gold records from facts. Raises `UserError` for an unknown task or an item of the wrong kind."
     if task not in KIND_OF: raise UserError(f"There is no SentiBench task {task!r}. Tasks: {', '.join(KIND_OF)}.")
-    if wrong := [i.id for i in items if i.kind != KIND_OF[task]]: raise UserError(f"Item {wrong[0]!r} is no text for {task}; it needs kind {KIND_OF[task]!r}.")
+    if wrong := [i.id for i in items if i.kind != KIND_OF[task]]:
+        raise UserError(f"Item {wrong[0]!r} is no text for {task}; it needs kind {KIND_OF[task]!r}.")
     make = {
         "irony18": lambda i: dict(label="irony" if i.irony else "non-irony", sentence=i.text),
         "tweeteval": lambda i: dict(label=i.emotion, sentence=i.text),
         "pstance": lambda i: dict(sentence=i.text, target=i.target, label=i.stance.upper()),
-        "intimacy": lambda i: dict(sentence=i.text, label=f"{i.intimacy.capitalize()} Intimate", label_score=i.intimacy_score),
+        "intimacy": lambda i: dict(
+            sentence=i.text, label=f"{i.intimacy.capitalize()} Intimate", label_score=i.intimacy_score),
         "atsa_rest16": lambda i: dict(ID=i.id, sentence=i.text, aspects=_aspects(i)),
         "acsa_rest16": lambda i: dict(ID=i.id, sentence=i.text, aspects=_aspects(i)),
         "asqp_rest16": _quads,

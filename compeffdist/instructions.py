@@ -23,11 +23,16 @@ from .store import ResponseRecord, StageResult, Store, derive_seed, read_json, w
 from .teacher import Request, ask, load_teacher, teacher_params
 
 # %% ../nbs/06_instructions.ipynb #207fa9b9
-ANALYSIS_PROMPT = """Write {n} analysis prompts about one perspective on sentiment. These attributes make up the perspective:
+ANALYSIS_PROMPT = """Write {n} analysis prompts about one perspective on sentiment. \
+These attributes make up the perspective:
 
 {attributes}
 
-Each prompt asks a reader to analyse a text. It has to be understood without this list and without the other prompts. It speaks of "this text" and names no domain, product, place or person. Its question is open: what the text shows in this respect, why that is so, or which words bring it about. It asks for no label and no score.
+Each prompt asks a reader to analyse a text. \
+It has to be understood without this list and without the other prompts. \
+It speaks of "this text" and names no domain, product, place or person. \
+Its question is open: what the text shows in this respect, why that is so, or which words bring it about. \
+It asks for no label and no score.
 
 Answer with a numbered list of prompts and nothing else."""
 
@@ -36,7 +41,9 @@ TASKS_PROMPT = """Propose up to {n} tasks about one attribute of sentiment.
 Attribute: {attribute}
 Meaning: {description}
 
-Each task is carried out on a single text and depends on this attribute or on something close to it. Make them as different in kind as you can: classification with a closed set of labels, classification with an open set of labels, scoring, information extraction, structured output.
+Each task is carried out on a single text and depends on this attribute or on something close to it. \
+Make them as different in kind as you can: classification with a closed set of labels, \
+classification with an open set of labels, scoring, information extraction, structured output.
 
 Answer with a JSON array of objects that have the keys "task_name" and "task_description", and nothing else."""
 
@@ -49,8 +56,10 @@ Idea: {description}
 The definition is a JSON object with these keys:
 - "name": a short name
 - "type": closed classification, open classification, scoring, extraction or structured output
-- "description": what to do with the input text, the exact output format and, where there are labels, the full list of them
-- "examples": at least eight objects with the keys "input" (a text) and "output" (a string in exactly the output format); together they show every label
+- "description": what to do with the input text, the exact output format and, \
+where there are labels, the full list of them
+- "examples": at least eight objects with the keys "input" (a text) and \
+"output" (a string in exactly the output format); together they show every label
 
 Answer with the JSON object and nothing else."""
 
@@ -61,11 +70,13 @@ Definition: {description}
 
 {examples}
 
-The inputs should read as if they came from the same source as these two reference texts: similar in length, subject and manner. Do not copy, quote or mention the references.
+The inputs should read as if they came from the same source as these two reference texts: \
+similar in length, subject and manner. Do not copy, quote or mention the references.
 Reference A: {a}
 Reference B: {b}
 
-Answer with a JSON array of two objects that have the keys "input" and "output" (a string in the task's output format), and nothing else."""
+Answer with a JSON array of two objects that have the keys "input" and \
+"output" (a string in the task's output format), and nothing else."""
 
 # %% ../nbs/06_instructions.ipynb #5ee8696c
 def one_line(
@@ -172,8 +183,15 @@ def read_list(
 
 # %% ../nbs/06_instructions.ipynb #a8b68dd7
 TYPES = get_args(TaskType)
-_TWO_INPUTS = re.compile(r"\b(?:text|review|tweet|post|message|sentence|passage) ?(?:[12]|[AB])\s*[:.)]", re.I) # in an input "each other" is an ordinary word
-_PAIR = re.compile(r"\b(?:two|both|pairs? of|another|multiple|several|different|between|across) (?:\w+ )?(?:texts|reviews|tweets|posts|messages|sentences|passages|documents|inputs)\b|\b(?:another|second|other) (?:text|review|tweet|message|passage|document)\b|\b(?:[Tt]ext|[Rr]eview|[Ss]entence|[Pp]assage) ?(?:[12]|[AB])\b|\beach other\b")
+# in an input "each other" is an ordinary word
+_TWO_INPUTS = re.compile(r"\b(?:text|review|tweet|post|message|sentence|passage) ?(?:[12]|[AB])\s*[:.)]", re.I)
+_PAIR = re.compile(
+    r"\b(?:two|both|pairs? of|another|multiple|several|different|between|across) (?:\w+ )?"
+    r"(?:texts|reviews|tweets|posts|messages|sentences|passages|documents|inputs)\b"
+    r"|\b(?:another|second|other) (?:text|review|tweet|message|passage|document)\b"
+    r"|\b(?:[Tt]ext|[Rr]eview|[Ss]entence|[Pp]assage) ?(?:[12]|[AB])\b"
+    r"|\beach other\b"
+)
 
 def compares_texts(
     *parts: str, # name, description, prompt
@@ -188,7 +206,13 @@ def task_type(
 ) -> str: # one of TYPES
     "Bring a task's type to one of five; the definition decides where the teacher's word does not."
     low, text = stated.lower(), description.lower()
-    words = {"extract": "extraction", "struct": "structured output", "json": "structured output", "scor": "scoring", "rating": "scoring", "open": "open classification", "classif": "closed classification", "label": "closed classification"}
+    words = {
+        "extract": "extraction",
+        "struct": "structured output", "json": "structured output",
+        "scor": "scoring", "rating": "scoring",
+        "open": "open classification",
+        "classif": "closed classification", "label": "closed classification",
+    }
     for word, name in words.items():
         if word in low: return name
     if "json array" in text or "extract" in text: return "extraction"
@@ -209,14 +233,18 @@ def read_definition(
     if not found: return None, bad
     d = found[0]
     examples, bad = read_list(d.examples, Demonstration)
-    if compares_texts(d.name, d.description, inputs=[e.input for e in examples[:3]]): return None, [("compares two texts", d.name)]
+    if compares_texts(d.name, d.description, inputs=[e.input for e in examples[:3]]):
+        return None, [("compares two texts", d.name)]
     rows = []
     for e in examples:
         if any(e.input == r["input"] for r in rows): bad.append(("input seen before", e.input))
         else: rows.append(dict(input=e.input, output=e.output))
     if len(rows) < MIN_EXAMPLES: return None, bad + [(f"{len(rows)} usable examples, {MIN_EXAMPLES} needed", d.name)]
     bad += [("more examples than asked for", r["input"]) for r in rows[n_examples:]]
-    return dict(name=d.name, type=task_type(d.type, d.description), description=d.description, demonstrations=rows[:n_examples]), bad
+    return dict(
+        name=d.name, type=task_type(d.type, d.description), description=d.description,
+        demonstrations=rows[:n_examples],
+    ), bad
 
 # %% ../nbs/06_instructions.ipynb #774054e8
 def _is_json(text):
@@ -241,15 +269,32 @@ def demonstration_fault(
 ) -> str: # why it is dropped; empty if it is good
     "Judge one demonstration (stage iii of A5)."
     first = task["demonstrations"]
-    if any(one_line(r).lower() == row["input"].lower() or _grams(r) & _grams(row["input"]) for r in references): return "copies a reference text"
-    if re.search(r"\breference(?: text)?s? ?(?:[AB]\b|texts?\b|above)|\breference texts?\b", row["input"] + " " + row["output"], re.I): return "mentions the reference texts"
+    if any(
+        one_line(r).lower() == row["input"].lower() or _grams(r) & _grams(row["input"])
+        for r in references
+    ):
+        return "copies a reference text"
+    if re.search(
+        r"\breference(?: text)?s? ?(?:[AB]\b|texts?\b|above)|\breference texts?\b",
+        row["input"] + " " + row["output"], re.I,
+    ):
+        return "mentions the reference texts"
     if compares_texts(inputs=[row["input"]]): return "compares two texts"
     if any(d["input"] == row["input"] for d in first): return "input seen before"
-    if first and all(_is_json(d["output"]) for d in first) != _is_json(row["output"]): return "output is not in the examples' format"
-    if task["type"] == "scoring" and not re.fullmatch(r"-?\d+(?:\.\d+)?", row["output"]) and all(re.fullmatch(r"-?\d+(?:\.\d+)?", d["output"]) for d in first): return "output is not a number"
+    if first and all(_is_json(d["output"]) for d in first) != _is_json(row["output"]):
+        return "output is not in the examples' format"
+    if (
+        task["type"] == "scoring"
+        and not re.fullmatch(r"-?\d+(?:\.\d+)?", row["output"])
+        and all(re.fullmatch(r"-?\d+(?:\.\d+)?", d["output"]) for d in first)
+    ):
+        return "output is not a number"
     if task["type"] == "closed classification":
         known = {d["output"].lower() for d in first}
-        if row["output"].lower() not in known and not re.search(rf"(?<!\w){re.escape(row['output'].lower())}(?!\w)", task["description"].lower()): return "output is not a label of the task"
+        if row["output"].lower() not in known and not re.search(
+            rf"(?<!\w){re.escape(row['output'].lower())}(?!\w)", task["description"].lower()
+        ):
+            return "output is not a label of the task"
     return ""
 
 # %% ../nbs/06_instructions.ipynb #86c1ea84
@@ -297,14 +342,24 @@ class Builder:
 
     def request(self, id, template, schema=None, **values):
         s = self.settings
-        return Request(id=id, prompt=fill(template, **values), temperature=s.construct_temperature, max_tokens=s.construct_max_tokens, json_schema=schema if s.construct_schema else None)
+        return Request(
+            id=id, prompt=fill(template, **values),
+            temperature=s.construct_temperature, max_tokens=s.construct_max_tokens,
+            json_schema=schema if s.construct_schema else None,
+        )
 
 # %% ../nbs/06_instructions.ipynb #0a504996
 def parse_prompts(
     answer: str, # a numbered list
 ) -> list[str]: # its prompts
     "Read analysis prompts; raises `ValueError` if the answer holds no list."
-    items = [re.sub(r"^\**\s*prompt ?\d*\s*\**\s*[:.-]\s*\**", "", one_line(re.split(r"\n\s*\n", i)[0]).strip(), flags=re.I).strip(" \"“”*") for i in split_items(answer)]
+    items = [
+        re.sub(
+            r"^\**\s*prompt ?\d*\s*\**\s*[:.-]\s*\**", "",
+            one_line(re.split(r"\n\s*\n", i)[0]).strip(), flags=re.I,
+        ).strip(" \"“”*")
+        for i in split_items(answer)
+    ]
     items = [i for i in items if i]
     if not items: raise ValueError("no numbered list")
     return items
@@ -313,15 +368,29 @@ def _build_analysis(self: Builder, perspectives: Mapping[int, Sequence[Mapping]]
     "Step A4: analysis prompts from the most frequent attributes and their descriptions."
     s = self.settings
     ask_for = {f"analysis/{p}": p for p in perspectives}
-    requests = [self.request(i, ANALYSIS_PROMPT, n=s.instructions_analysis_prompts, attributes="\n".join(f"- {a['attribute']}: {a['description']}" for a in perspectives[p][:s.instructions_top_attributes])) for i, p in ask_for.items()]
+    requests = [
+        self.request(
+            i, ANALYSIS_PROMPT, n=s.instructions_analysis_prompts,
+            attributes="\n".join(
+                f"- {a['attribute']}: {a['description']}"
+                for a in perspectives[p][:s.instructions_top_attributes]
+            ),
+        )
+        for i, p in ask_for.items()
+    ]
     values, reasons = ask_parsed(self.asker, requests, parse_prompts)
     for i, reason in reasons.items(): self.drop(ask_for[i], "analysis", reason, i)
     out = {}
     for i, p in ask_for.items():
         out[p] = []
         for prompt in values.get(i, []):
-            fault = ("too short" if len(prompt.split()) < 4 else "duplicate" if prompt in out[p] else "compares two texts" if compares_texts(prompt)
-                else "more prompts than asked for" if len(out[p]) >= s.instructions_analysis_prompts else "")
+            fault = (
+                "too short" if len(prompt.split()) < 4
+                else "duplicate" if prompt in out[p]
+                else "compares two texts" if compares_texts(prompt)
+                else "more prompts than asked for" if len(out[p]) >= s.instructions_analysis_prompts
+                else ""
+            )
             if fault: self.drop(p, "analysis", fault, prompt)
             else: out[p].append(prompt)
     return out
@@ -332,7 +401,13 @@ Builder.build_analysis = _build_analysis
 def _propose_tasks(self: Builder, perspectives: Mapping[int, Sequence[Mapping]]) -> dict[str, tuple[int, TaskIdea]]:
     "Step A5 (i): ideas for tasks from the most frequent attribute."
     ask_for = {f"tasks/{p}": p for p in perspectives}
-    requests = [self.request(i, TASKS_PROMPT, SCHEMAS["tasks"], n=self.settings.instructions_max_tasks, attribute=perspectives[p][0]["attribute"], description=perspectives[p][0]["description"]) for i, p in ask_for.items()]
+    requests = [
+        self.request(
+            i, TASKS_PROMPT, SCHEMAS["tasks"], n=self.settings.instructions_max_tasks,
+            attribute=perspectives[p][0]["attribute"], description=perspectives[p][0]["description"],
+        )
+        for i, p in ask_for.items()
+    ]
     values, reasons = ask_parsed(self.asker, requests, parse_json)
     for i, reason in reasons.items(): self.drop(ask_for[i], "tasks", reason, i)
     out = {}
@@ -341,8 +416,12 @@ def _propose_tasks(self: Builder, perspectives: Mapping[int, Sequence[Mapping]])
         for reason, item in bad: self.drop(p, "tasks", reason, item)
         names = set()
         for idea in ideas:
-            fault = ("compares two texts" if compares_texts(idea.name, idea.description) else "duplicate name" if idea.name.lower() in names
-                else "more tasks than asked for" if len(names) >= self.settings.instructions_max_tasks else "")
+            fault = (
+                "compares two texts" if compares_texts(idea.name, idea.description)
+                else "duplicate name" if idea.name.lower() in names
+                else "more tasks than asked for" if len(names) >= self.settings.instructions_max_tasks
+                else ""
+            )
             if fault: self.drop(p, "tasks", fault, idea.name)
             else: out[f"p{p:03d}-t{len(names)}"] = (p, idea)
             names.add(idea.name.lower())
@@ -353,7 +432,13 @@ Builder.propose_tasks = _propose_tasks
 # %% ../nbs/06_instructions.ipynb #52e42ae9
 def _define_tasks(self: Builder, ideas: Mapping[str, tuple[int, TaskIdea]]) -> dict[str, tuple[int, dict]]:
     "Step A5 (ii): standardised definitions with examples."
-    requests = [self.request(f"define/{t}", DEFINE_PROMPT, SCHEMAS["definition"], name=idea.name, description=idea.description) for t, (p, idea) in ideas.items()]
+    requests = [
+        self.request(
+            f"define/{t}", DEFINE_PROMPT, SCHEMAS["definition"],
+            name=idea.name, description=idea.description,
+        )
+        for t, (p, idea) in ideas.items()
+    ]
     values, reasons = ask_parsed(self.asker, requests, parse_json)
     out = {}
     for t, (p, idea) in ideas.items():
@@ -364,10 +449,16 @@ def _define_tasks(self: Builder, ideas: Mapping[str, tuple[int, TaskIdea]]) -> d
         rows, task["demonstrations"] = task["demonstrations"], []
         usual = in_usual_format(rows)
         for row in rows:
-            if fault := demonstration_fault(row, task | dict(demonstrations=[r for r in usual if r is not row])): self.drop(p, "example", fault, row["input"])
-            else: task["demonstrations"].append(row)
+            if fault := demonstration_fault(
+                row, task | dict(demonstrations=[r for r in usual if r is not row])
+            ):
+                self.drop(p, "example", fault, row["input"])
+            else:
+                task["demonstrations"].append(row)
         needed = min(MIN_EXAMPLES, self.settings.instructions_examples)
-        if (n := len(task["demonstrations"])) < needed: self.drop(p, "definition", f"{n} usable examples, {needed} needed", idea.name); continue
+        if (n := len(task["demonstrations"])) < needed:
+            self.drop(p, "definition", f"{n} usable examples, {needed} needed", idea.name)
+            continue
         out[t] = (p, dict(id=t) | task)
     return out
 
@@ -383,7 +474,11 @@ def _demonstrate(self: Builder, tasks: Mapping[str, tuple[int, dict]]) -> int:
             rng = random.Random(derive_seed(self.settings.seed, "references", t, c))
             a, b = (one_line(x, self.settings.max_words or 80) for x in rng.sample(self.texts, 2))
             shown = rng.sample(examples, min(2, len(examples)))
-            requests.append(self.request(f"demo/{t}/{c}", DEMONSTRATE_PROMPT, SCHEMAS["examples"], name=task["name"], description=task["description"], examples="Examples:\n" + blocks(shown), a=a, b=b))
+            requests.append(self.request(
+                f"demo/{t}/{c}", DEMONSTRATE_PROMPT, SCHEMAS["examples"],
+                name=task["name"], description=task["description"],
+                examples="Examples:\n" + blocks(shown), a=a, b=b,
+            ))
             context[requests[-1].id] = (p, task, (a, b))
     values, reasons = ask_parsed(self.asker, requests, parse_json)
     for i, (p, task, references) in context.items():
@@ -406,22 +501,40 @@ def group_perspectives(
     "Sort each perspective's attributes by frequency."
     out: dict[int, list[dict]] = {}
     for r in sorted(rows, key=lambda r: (r["perspective"], -r["count"], r["attribute"])):
-        out.setdefault(int(r["perspective"]), []).append(dict(attribute=r["attribute"], count=int(r["count"]), description=descriptions.get(r["attribute"], "")))
+        out.setdefault(int(r["perspective"]), []).append(dict(
+            attribute=r["attribute"], count=int(r["count"]),
+            description=descriptions.get(r["attribute"], ""),
+        ))
     return out
 
 def _build(self: Builder, perspectives: Mapping[int, Sequence[Mapping]]) -> dict[str, dict]:
     "Steps A4 to A6 for all perspectives; drops are in `self.dropped`."
-    if len(self.texts) < 2: raise UserError(f"{len(self.texts)} user texts are not enough: two are needed as style references. Raise texts_total.")
+    if len(self.texts) < 2:
+        raise UserError(
+            f"{len(self.texts)} user texts are not enough: two are needed as style references. "
+            "Raise texts_total."
+        )
     analysis = self.build_analysis(perspectives)
     tasks = self.define_tasks(self.propose_tasks(perspectives))
     self.demonstrate(tasks)
-    out = {str(p): dict(attribute=rows[0]["attribute"], attributes=[r["attribute"] for r in rows], analysis=analysis[p], tasks=[task for q, task in tasks.values() if q == p]) for p, rows in perspectives.items()}
+    out = {
+        str(p): dict(
+            attribute=rows[0]["attribute"],
+            attributes=[r["attribute"] for r in rows],
+            analysis=analysis[p],
+            tasks=[task for q, task in tasks.values() if q == p],
+        )
+        for p, rows in perspectives.items()
+    }
     for p, v in out.items():
         if not v["tasks"]: self.drop(p, "perspective", "no usable task", v["attribute"])
         if not v["analysis"]: self.drop(p, "perspective", "no usable analysis prompt", v["attribute"])
     if not any(v["tasks"] or v["analysis"] for v in out.values()):
         shown = "; ".join(dict.fromkeys(d["reason"] for d in self.dropped[:20]))
-        raise UserError(f"The teacher gave nothing usable for any of {len(out)} perspectives ({shown}). Check the teacher's answers in the record, or use a stronger teacher_model.")
+        raise UserError(
+            f"The teacher gave nothing usable for any of {len(out)} perspectives ({shown}). "
+            "Check the teacher's answers in the record, or use a stronger teacher_model."
+        )
     return out
 
 Builder.build = _build
@@ -429,8 +542,11 @@ Builder.build = _build
 # %% ../nbs/06_instructions.ipynb #6c292abc
 _Task = create_model("Task", id=str, name=Text, type=str, description=Text, demonstrations=list[Demonstration])
 Perspective = create_model("Perspective", attribute=Text, attributes=list[str], analysis=list[str], tasks=list[_Task])
-
-_Released = create_model("Released", __config__=_LOOSE, name=(Text, Field(validation_alias=AliasChoices("task_name", "name"))), description=(Text, Field(validation_alias=AliasChoices("description", "task_description"))), demonstrations=list[Demonstration])
+_Released = create_model(
+    "Released", __config__=_LOOSE,
+    name=(Text, Field(validation_alias=AliasChoices("task_name", "name"))),
+    description=(Text, Field(validation_alias=AliasChoices("description", "task_description"))),
+    demonstrations=list[Demonstration])
 
 def _is_released(value):
     "Cluster id -> analysis, extraction, classification, …; none of our own keys."
@@ -443,12 +559,23 @@ def _from_release(value, path):
         tasks = []
         for kind, rows in entry.items():
             if kind in ("analysis", "attributes"): continue
-            if not isinstance(rows, list): raise UserError(f"{path}: {p}.{kind}: a list of tasks is needed, got {type(rows).__name__}. Remove the key, or give a list of objects with task_name, description, demonstrations.")
+            if not isinstance(rows, list):
+                raise UserError(
+                    f"{path}: {p}.{kind}: a list of tasks is needed, got {type(rows).__name__}. "
+                    "Remove the key, or give a list of objects with task_name, description, demonstrations.")
             for n, row in enumerate(rows):
                 try: task = _Released.model_validate(row).model_dump()
-                except ValidationError as e: raise UserError(f"{path}: {p}.{kind}.{n}.{'.'.join(map(str, e.errors()[0]['loc']))}: {e.errors()[0]['msg']}. Correct the task, or remove it.") from None
-                tasks.append(dict(id=f"p{p:>03}-t{len(tasks)}", name=task["name"], type=task_type(kind, task["description"]), description=task["description"], demonstrations=task["demonstrations"]))
-        out[str(p)] = dict(attribute=next(iter(entry.get("attributes", ())), f"perspective {p}"), attributes=entry.get("attributes", []), analysis=entry["analysis"], tasks=tasks)
+                except ValidationError as e:
+                    raise UserError(
+                        f"{path}: {p}.{kind}.{n}.{'.'.join(map(str, e.errors()[0]['loc']))}: "
+                        f"{e.errors()[0]['msg']}. Correct the task, or remove it.") from None
+                tasks.append(dict(
+                    id=f"p{p:>03}-t{len(tasks)}", name=task["name"],
+                    type=task_type(kind, task["description"]), description=task["description"],
+                    demonstrations=task["demonstrations"]))
+        out[str(p)] = dict(
+            attribute=next(iter(entry.get("attributes", ())), f"perspective {p}"),
+            attributes=entry.get("attributes", []), analysis=entry["analysis"], tasks=tasks)
     return out
 
 def load_instructions(
@@ -457,14 +584,20 @@ def load_instructions(
     "Read a saved instruction set; raises `UserError` naming what is wrong and where."
     path = Path(path)/"instructions.json" if Path(path).is_dir() else Path(path)
     value = read_json(path)
-    if not isinstance(value, dict) or not value: raise UserError(f"{path}: a JSON object from perspective ids to instructions is needed, not {type(value).__name__} of length {len(value) if hasattr(value, '__len__') else 0}. Build it with notebook 06_instructions.")
+    if not isinstance(value, dict) or not value:
+        raise UserError(
+            f"{path}: a JSON object from perspective ids to instructions is needed, "
+            f"not {type(value).__name__} of length {len(value) if hasattr(value, '__len__') else 0}. "
+            "Build it with notebook 06_instructions.")
     if _is_released(value): value = _from_release(value, path)
     out = {}
     for p, entry in value.items():
         try: out[str(p)] = Perspective.model_validate(entry).model_dump()
         except ValidationError as e:
             first = e.errors()[0]
-            raise UserError(f"{path}: {'.'.join(map(str, (p, *first['loc'])))}: {first['msg']}. Correct the file, or build it again with notebook 06_instructions.") from None
+            raise UserError(
+                f"{path}: {'.'.join(map(str, (p, *first['loc'])))}: {first['msg']}. "
+                "Correct the file, or build it again with notebook 06_instructions.") from None
     return out
 
 # %% ../nbs/06_instructions.ipynb #d895c219
@@ -473,10 +606,18 @@ def render_task(
     demonstrations: Sequence[Mapping] = (), # rows of input, output
 ) -> str: # name, description, worked examples; add "\n\nInput: …\nOutput:"
     "The instruction text of a task in a corpus prompt."
-    return "\n\n".join([f"{one_line(task['name'])}\n{one_line(task['description'])}", *([blocks(demonstrations)] if demonstrations else [])])
+    return "\n\n".join([
+        f"{one_line(task['name'])}\n{one_line(task['description'])}",
+        *([blocks(demonstrations)] if demonstrations else []),
+    ])
 
 _NAME = re.compile(r"(?:@\w{2,}|#[A-Za-z]\w{2,}|\b[A-Z][\w.'-]+(?: [A-Z][\w'-]+)*)")
-_NOT_NAMES = set("a all and another any as at best but do does don't every everyone for from great has have he her here his how i i'm if in is it it's its just let let's love my never no not of oh on one our please say she so some stop such thank thanks that the their there these they this those to very vote wait was we we're what when where which who why will with worst would wow yes you your".split())
+_NOT_NAMES = set((
+    "a all and another any as at best but do does don't every everyone for from great has have he her here his how "
+    "i i'm if in is it it's its just let let's love my never no not of oh on one our please say she so some stop such "
+    "thank thanks that the their there these they this those to very vote "
+    "wait was we we're what when where which who why will with worst would wow yes you your"
+).split())
 
 def find_target(
     text: str, # any text
@@ -497,7 +638,11 @@ def task_input(
 ) -> str: # the input as the task wants it
     "The text, with ` Target: …` behind it if the task's description speaks of a `Target:`."
     text = one_line(text)
-    return f"{text} Target: {find_target(text)}" if "Target:" in task["description"] and "Target:" not in text else text
+    return (
+        f"{text} Target: {find_target(text)}"
+        if "Target:" in task["description"] and "Target:" not in text
+        else text
+    )
 
 # %% ../nbs/06_instructions.ipynb #d44fa240
 @dataclass
@@ -516,24 +661,47 @@ def build_instructions(
 ) -> InstructionSet: # instructions and how they came about
     "Steps A1 to A6 on a list of texts; raises `UserError` when the texts or the teacher give too little."
     texts = list(texts)
-    if bad := [t for t in texts if not isinstance(t, str) or not t.strip()]: raise UserError(f"Texts must be non-empty strings, got {bad[0]!r} ({type(bad[0]).__name__}) and {len(bad) - 1} more of that kind. Remove them.")
-    if len(texts) < 2: raise UserError(f"{len(texts)} texts are not enough: at least two are needed, some hundreds for attributes to be seen more than {settings.attributes_min_count} times.")
+    if bad := [t for t in texts if not isinstance(t, str) or not t.strip()]:
+        raise UserError(
+            f"Texts must be non-empty strings, got {bad[0]!r} ({type(bad[0]).__name__}) "
+            f"and {len(bad) - 1} more of that kind. Remove them."
+        )
+    if len(texts) < 2:
+        raise UserError(
+            f"{len(texts)} texts are not enough: at least two are needed, "
+            f"some hundreds for attributes to be seen more than {settings.attributes_min_count} times."
+        )
     with contextlib.ExitStack() as stack:
         home = Path(folder) if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         record = ResponseRecord(home/"responses.sqlite")
-        asker = lambda requests: ask(teacher, requests, record, settings.seed, stage="instructions", max_failure_rate=settings.teacher_max_failure_rate)
+        asker = lambda requests: ask(
+            teacher, requests, record, settings.seed,
+            stage="instructions", max_failure_rate=settings.teacher_max_failure_rate,
+        )
         mentions, malformed = collect_mentions([str(i) for i in range(len(texts))], texts, asker, settings)
         attributes = count_attributes(mentions, settings.attributes_min_count)
-        if not attributes: raise UserError(f"No attribute was seen more than {settings.attributes_min_count} times in {len(texts)} texts ({len(mentions)} mentions, {len(malformed)} malformed items). Lower attributes_min_count, or use more texts.")
+        if not attributes:
+            raise UserError(
+                f"No attribute was seen more than {settings.attributes_min_count} times in {len(texts)} texts "
+                f"({len(mentions)} mentions, {len(malformed)} malformed items). "
+                "Lower attributes_min_count, or use more texts."
+            )
         perspectives = cluster_by(attributes, settings)
         builder = Builder(asker, settings, texts)
-        value = builder.build(group_perspectives(perspectives.to_dict("records"), {a["attribute"]: a["description"] for a in attributes}))
+        value = builder.build(group_perspectives(
+            perspectives.to_dict("records"),
+            {a["attribute"]: a["description"] for a in attributes},
+        ))
         if folder is not None: write_json(home/"instructions.json", value)
     lost = [dict(perspective=-1, step="enumeration", reason=m["reason"], item=m["item"]) for m in malformed]
     return InstructionSet(value, attributes, perspectives, lost + builder.dropped)
 
 # %% ../nbs/06_instructions.ipynb #9592e553
-_KEYS = "seed max_words instructions_top_attributes instructions_analysis_prompts instructions_max_tasks instructions_examples instructions_demo_calls construct_temperature construct_max_tokens construct_schema".split()
+_KEYS = (
+    "seed max_words instructions_top_attributes instructions_analysis_prompts "
+    "instructions_max_tasks instructions_examples instructions_demo_calls "
+    "construct_temperature construct_max_tokens construct_schema"
+).split()
 
 def instructions_stage(
     settings: Settings, # the active profile
@@ -546,14 +714,29 @@ def instructions_stage(
         groups = group_perspectives(list(perspectives), dict(zip(attributes["attribute"], attributes["description"])))
         teacher, dead = load_teacher(settings), []
         def asker(requests):
-            responses = ask(teacher, requests, store.record, settings.seed, stage="instructions", max_failure_rate=settings.teacher_max_failure_rate)
+            responses = ask(
+                teacher, requests, store.record, settings.seed,
+                stage="instructions", max_failure_rate=settings.teacher_max_failure_rate,
+            )
             dead.extend(r.id for r in responses if r.text is None)
             return responses
         builder = Builder(asker, settings, store.rows("texts", "texts.parquet")["text"])
         value = builder.build(groups)
         write_json(out/"instructions.json", value)
-        write_rows(out/"dropped.parquet", pd.DataFrame(builder.dropped, columns=["perspective", "step", "reason", "item"]).astype(dict(perspective="int64", step="string", reason="string", item="string")))
+        write_rows(
+            out/"dropped.parquet",
+            pd.DataFrame(builder.dropped, columns=["perspective", "step", "reason", "item"])
+                .astype(dict(perspective="int64", step="string", reason="string", item="string")),
+        )
         tasks = [t for v in value.values() for t in v["tasks"]]
-        return dict(rows_in=len(groups), rows_out=len(tasks), analysis=sum(len(v["analysis"]) for v in value.values()), demonstrations=sum(len(t["demonstrations"]) for t in tasks), malformed=len(builder.dropped), dead=len(dead))
+        return dict(
+            rows_in=len(groups), rows_out=len(tasks),
+            analysis=sum(len(v["analysis"]) for v in value.values()),
+            demonstrations=sum(len(t["demonstrations"]) for t in tasks),
+            malformed=len(builder.dropped), dead=len(dead),
+        )
     params = teacher_params(settings) | {k: getattr(settings, k) for k in _KEYS}
-    return store.stage("instructions", make, inputs=["texts", "attributes", "perspectives"], params=params, code=["instructions"])
+    return store.stage(
+        "instructions", make, inputs=["texts", "attributes", "perspectives"],
+        params=params, code=["instructions"],
+    )

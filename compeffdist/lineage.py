@@ -31,20 +31,47 @@ def knowdist_rows(
     seed: int = 42, # same seed, same rows
 ) -> list[dict]: # rows in the corpus's layout, without answers
     "Hand-written instructions over user texts; no pair twice; raises `UserError` when the texts are too few."
-    if size > (most := len(texts) * len(KNOWDIST_PROMPTS)): raise UserError(f"corpus_size = {size:,} needs more pairs than {len(KNOWDIST_PROMPTS)} instructions and {len(texts):,} texts make ({most:,}). Lower corpus_size, or use more texts.")
-    pairs = random.Random(derive_seed(seed, "knowdist")).sample([(i, k) for i in range(len(texts)) for k in range(len(KNOWDIST_PROMPTS))], size)
-    return [dict(id=f"knowdist/{k}~{texts[i]['id']}", instruction_id=f"knowdist/{k}", perspective=k, kind="analysis", task_type="analysis", text_id=str(texts[i]["id"]), nearby=False,
-        demonstrations=0, prompt=render_prompt("analysis", KNOWDIST_PROMPTS[k], texts[i]["text"], max_words=max_words)) for i, k in pairs]
+    if size > (most := len(texts) * len(KNOWDIST_PROMPTS)):
+        raise UserError(
+            f"corpus_size = {size:,} needs more pairs than {len(KNOWDIST_PROMPTS)} instructions "
+            f"and {len(texts):,} texts make ({most:,}). "
+            "Lower corpus_size, or use more texts.")
+    pairs = random.Random(derive_seed(seed, "knowdist")).sample(
+        [(i, k) for i in range(len(texts)) for k in range(len(KNOWDIST_PROMPTS))],
+        size)
+    return [
+        dict(
+            id=f"knowdist/{k}~{texts[i]['id']}", instruction_id=f"knowdist/{k}",
+            perspective=k, kind="analysis", task_type="analysis",
+            text_id=str(texts[i]["id"]), nearby=False, demonstrations=0,
+            prompt=render_prompt("analysis", KNOWDIST_PROMPTS[k], texts[i]["text"], max_words=max_words))
+        for i, k in pairs]
 
 # %% ../nbs/09d_lineage.ipynb #5a505172
 ICL_TASKS = { # concept: questions, namings of the labels
-    "polarity": (("What is the sentiment of the text?", "Is the author pleased or not?", "Judge the opinion."), (("positive", "negative"), ("positive", "negative", "neutral"), ("good", "bad"), ("favorable", "unfavorable", "indifferent"))),
-    "emotion": (("Which emotion does the text express?", "What does the writer feel?"), (("anger", "joy", "sadness", "optimism"), ("angry", "happy", "sad", "afraid", "surprised"))),
-    "irony": (("Is the text meant ironically?", "Does the author mean what the text says?"), (("irony", "non-irony"), ("sarcastic", "sincere"), ("ironic", "literal"))),
-    "intimacy": (("How intimate is the text?", "How personal is it?"), (("not intimate", "moderately intimate", "highly intimate"), ("low intimacy", "medium intimacy", "high intimacy"))),
-    "subjectivity": (("Does the text state a fact or an opinion?",), (("fact", "opinion"), ("objective", "subjective")))}
-ICL_FIELDS = (("aspect_term", "sentiment"), ("aspect_category", "sentiment"), ("aspect_term", "opinion", "sentiment"), ("holder", "target", "sentiment_expression", "sentiment_polarity"))
-ICL_HEADERS = (("Input", "Output"), ("Text", "Answer"), ("Review", "Sentiment"), ("Post", "Result"), ("Message", "Response"), ("Comment", "Category"))
+    "polarity": (
+        ("What is the sentiment of the text?", "Is the author pleased or not?", "Judge the opinion."),
+        (("positive", "negative"), ("positive", "negative", "neutral"),
+         ("good", "bad"), ("favorable", "unfavorable", "indifferent"))),
+    "emotion": (
+        ("Which emotion does the text express?", "What does the writer feel?"),
+        (("anger", "joy", "sadness", "optimism"), ("angry", "happy", "sad", "afraid", "surprised"))),
+    "irony": (
+        ("Is the text meant ironically?", "Does the author mean what the text says?"),
+        (("irony", "non-irony"), ("sarcastic", "sincere"), ("ironic", "literal"))),
+    "intimacy": (
+        ("How intimate is the text?", "How personal is it?"),
+        (("not intimate", "moderately intimate", "highly intimate"),
+         ("low intimacy", "medium intimacy", "high intimacy"))),
+    "subjectivity": (
+        ("Does the text state a fact or an opinion?",),
+        (("fact", "opinion"), ("objective", "subjective")))}
+ICL_FIELDS = (
+    ("aspect_term", "sentiment"), ("aspect_category", "sentiment"), ("aspect_term", "opinion", "sentiment"),
+    ("holder", "target", "sentiment_expression", "sentiment_polarity"))
+ICL_HEADERS = (
+    ("Input", "Output"), ("Text", "Answer"), ("Review", "Sentiment"),
+    ("Post", "Result"), ("Message", "Response"), ("Comment", "Category"))
 _ENDS = ("Answer with one of: {}.", "Options: {}.", "Choose among {}.", "Labels: {}.")
 
 def icl_prompts(
@@ -57,11 +84,17 @@ def icl_prompts(
         headers = rng.choice(ICL_HEADERS)
         if rng.random() < 0.3:
             fields = ", ".join(f'"{f}"' for f in rng.choice(ICL_FIELDS))
-            out.append(dict(instruction=f"{rng.choice(('Extract', 'List', 'Find'))} all opinions in the text as a JSON array of objects with the fields {fields}. Return [] if there are none.", headers=headers, type="extraction"))
+            out.append(dict(
+                instruction=(
+                    f"{rng.choice(('Extract', 'List', 'Find'))} all opinions in the text as a JSON array "
+                    f"of objects with the fields {fields}. Return [] if there are none."),
+                headers=headers, type="extraction"))
             continue
         questions, namings = ICL_TASKS[rng.choice(list(ICL_TASKS))]
         labels = rng.sample(names := rng.choice(namings), len(names))
-        out.append(dict(instruction=f"{rng.choice(questions)} {rng.choice(_ENDS).format(', '.join(labels))}", headers=headers, type="closed classification"))
+        out.append(dict(
+            instruction=f"{rng.choice(questions)} {rng.choice(_ENDS).format(', '.join(labels))}",
+            headers=headers, type="closed classification"))
     return out
 
 # %% ../nbs/09d_lineage.ipynb #aef89ad2
@@ -95,14 +128,28 @@ def icldist_rows(
     prompts: int = ICL_PROMPTS, # different prompts
     pool: int = ICL_POOL, # demonstrations a prompt can draw from
 ) -> list[dict]: # rows in the corpus's layout, without answers
-    "In-context prompts whose demonstrations the teacher has answered; texts and prompts take turns, 0 to 4 demonstrations."
+    """In-context prompts whose demonstrations the teacher has answered;
+    texts and prompts take turns, 0 to 4 demonstrations."""
     s, variants, texts = settings, icl_prompts(prompts, settings.seed), list(texts)
-    if len(texts) <= pool: raise UserError(f"ICLDist draws {pool} demonstrations a prompt and a question beside them, and there are only {len(texts)} user texts. Use more texts.")
+    if len(texts) <= pool:
+        raise UserError(
+            f"ICLDist draws {pool} demonstrations a prompt and a question beside them, "
+            f"and there are only {len(texts)} user texts. Use more texts.")
     rng = random.Random(derive_seed(s.seed, "icldist"))
     draws = [rng.sample(texts, pool) for _ in variants]
-    asked = [Request(f"icldist/{k}/{t['id']}", icl_render(p, t["text"], (), s.max_words), temperature=s.answer_temperature, max_tokens=s.answer_max_tokens) for k, (p, d) in enumerate(zip(variants, draws)) for t in d]
+    asked = [
+        Request(
+            f"icldist/{k}/{t['id']}", icl_render(p, t["text"], (), s.max_words),
+            temperature=s.answer_temperature, max_tokens=s.answer_max_tokens)
+        for k, (p, d) in enumerate(zip(variants, draws))
+        for t in d]
     answers = iter(ask(teacher, asked, record, s.seed, stage="icldist", max_failure_rate=s.teacher_max_failure_rate))
-    shown = [[(t["text"], a.strip()) for t in d for a in [next(answers).text or ""] if _usable(p, a.strip())] for p, d in zip(variants, draws)]
+    shown = [
+        [(t["text"], a.strip())
+         for t in d
+         for a in [next(answers).text or ""]
+         if _usable(p, a.strip())]
+        for p, d in zip(variants, draws)]
     used, rows = [{t["id"] for t in d} for d in draws], []
     order = rng.sample(texts, len(texts))
     for i in range(2 * size): # a pair that was used is skipped; stop at the wanted size
@@ -111,8 +158,11 @@ def icldist_rows(
         if text["id"] in used[k]: continue
         used[k].add(text["id"])
         demos = rng.sample(shown[k], min(rng.randint(0, 4), len(shown[k])))
-        rows.append(dict(id=f"icldist/{k}~{text['id']}", instruction_id=f"icldist/{k}", perspective=k, kind="task", task_type=variants[k]["type"], text_id=str(text["id"]), nearby=False,
-            demonstrations=len(demos), prompt=icl_render(variants[k], text["text"], demos, s.max_words)))
+        rows.append(dict(
+            id=f"icldist/{k}~{text['id']}", instruction_id=f"icldist/{k}",
+            perspective=k, kind="task", task_type=variants[k]["type"],
+            text_id=str(text["id"]), nearby=False, demonstrations=len(demos),
+            prompt=icl_render(variants[k], text["text"], demos, s.max_words)))
     return rows
 
 # %% ../nbs/09d_lineage.ipynb #f78ea8e6
@@ -131,9 +181,16 @@ def lineage_corpus_stage(
     def build(out, work):
         s, texts = settings, list(store.rows("texts", "texts.parquet").select_columns(["id", "text"]))
         teacher = load_teacher(s)
-        rows = knowdist_rows(texts, min(size, len(texts) * len(KNOWDIST_PROMPTS)), s.max_words, s.seed) if name == "knowdist" else icldist_rows(texts, size, s, teacher, store.record)
+        rows = (
+            knowdist_rows(texts, min(size, len(texts) * len(KNOWDIST_PROMPTS)), s.max_words, s.seed)
+            if name == "knowdist"
+            else icldist_rows(texts, size, s, teacher, store.record))
         return dict(wanted=size) | answer_corpus(rows, s, store, teacher, name, out)
-    return store.stage(f"corpus-{name}{share(rate)}", build, inputs=["texts"], params=teacher_params(settings) | {k: getattr(settings, k) for k in keys} | dict(size=size), code=["lineage"])
+    return store.stage(
+        f"corpus-{name}{share(rate)}", build,
+        inputs=["texts"],
+        params=teacher_params(settings) | {k: getattr(settings, k) for k in keys} | dict(size=size),
+        code=["lineage"])
 
 # %% ../nbs/09d_lineage.ipynb #dcb9a41f
 def lineage_corpora(
@@ -141,4 +198,6 @@ def lineage_corpora(
     store: Store, # holds texts
 ) -> list[StageResult]: # one for each of `LINEAGE`
     "Build the older corpora, if the profile trains students on them."
-    return [lineage_corpus_stage(settings, store, name, settings.lineage_rate) for name in LINEAGE] if settings.lineage else []
+    return [
+        lineage_corpus_stage(settings, store, name, settings.lineage_rate) for name in LINEAGE
+    ] if settings.lineage else []

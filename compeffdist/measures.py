@@ -27,7 +27,9 @@ def load_proxy(
         family_spec(family := name.removeprefix("package:"))
         check_seal(students_folder()/family)
         where = str(students_folder()/family)
-    return load_scorer(settings.model_copy(update=dict(difficulty_model=where, difficulty_revision=revision or "main")), store)[:2]
+    return load_scorer(
+        settings.model_copy(update=dict(difficulty_model=where, difficulty_revision=revision or "main")),
+        store)[:2]
 
 # %% ../nbs/09b_measures.ipynb #84c7d1f1
 def _ranks(values, groups):
@@ -55,12 +57,20 @@ def spearman(
     level: float = 0.95, # of the interval
     seed: int = 42, # of the drawing
 ) -> dict[str, float]: # rho, low, high, n; NaN if a measure does not vary
-    "Spearman's correlation with a percentile bootstrap interval over clusters; raises `UserError` for unequal lengths, fewer than 3 rows or NaN."
+    """Spearman's correlation with a percentile bootstrap interval over clusters;
+    raises `UserError` for unequal lengths, fewer than 3 rows or NaN."""
     x, y, n = np.asarray(x, dtype=float), np.asarray(y, dtype=float), len(x)
     if n != len(y) or n < 3: raise UserError(f"A correlation needs at least 3 pairs, got {n} and {len(y)} values.")
-    if bad := int((np.isnan(x) | np.isnan(y)).sum()): raise UserError(f"{bad} of {n} pairs have no value. Leave out the rows that could not be scored (their error column says why).")
-    g = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1] if groups is not None else np.zeros(n, dtype=int)
-    c = np.unique(np.asarray(clusters).astype(str), return_inverse=True)[1] if clusters is not None else np.arange(n)
+    if bad := int((np.isnan(x) | np.isnan(y)).sum()):
+        raise UserError(
+            f"{bad} of {n} pairs have no value. "
+            "Leave out the rows that could not be scored (their error column says why).")
+    g = (
+        np.unique(np.asarray(groups).astype(str), return_inverse=True)[1] if groups is not None
+        else np.zeros(n, dtype=int))
+    c = (
+        np.unique(np.asarray(clusters).astype(str), return_inverse=True)[1] if clusters is not None
+        else np.arange(n))
     rx, ry, rng, size = _ranks(x, g), _ranks(y, g), np.random.default_rng(seed), c.max() + 1
     drawn = []
     for at in range(0, samples, step := max(1, 2_000_000 // n)):
@@ -68,7 +78,9 @@ def spearman(
         drawn.append(_correlation(w, rx, ry))
     drawn = np.concatenate(drawn)
     rho = float(_correlation(np.ones((1, n)), rx, ry)[0])
-    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if not math.isnan(rho) else (math.nan, math.nan)
+    low, high = (
+        np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if not math.isnan(rho)
+        else (math.nan, math.nan))
     return dict(rho=rho, low=float(low), high=float(high), n=n)
 
 # %% ../nbs/09b_measures.ipynb #001618a3
@@ -82,7 +94,10 @@ def overlap(
 ) -> float: # shared rows / mean size of both selections, in [0, 1]
     "How much of the hardest `rate` two measures have in common; raises `UserError` where a selection is empty."
     a, b = (selection(table, rate, "hard", by=by, seed=seed, column=c).kept.to_numpy() for c in (first, second))
-    if not a.any() or not b.any(): raise UserError(f"At rate {rate} nothing of {len(table)} rows is selected. Compare more rows (difficulty_compare_rows), or raise the rate.")
+    if not a.any() or not b.any():
+        raise UserError(
+            f"At rate {rate} nothing of {len(table)} rows is selected. "
+            "Compare more rows (difficulty_compare_rows), or raise the rate.")
     return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
 
 # %% ../nbs/09b_measures.ipynb #48000c3a
@@ -101,24 +116,37 @@ def compared_rows(
     store: Store, # corpus and difficulty
 ) -> Any: # DataFrame: corpus rows with rank_score, n_surprising, n_tokens
     "The seeded part of the scored corpus on which measures are compared."
-    corpus, scores = store.rows("corpus", "corpus.parquet").to_pandas(), store.rows("difficulty", "scores.parquet").to_pandas()
-    table = corpus.merge(scores[scores.error.isna()].drop(columns="error"), on="id", validate="one_to_one").sort_values("id")
-    chosen = np.argsort(row_draws(table["id"], settings.sampling_seed, "compare"), kind="stable")[:settings.difficulty_compare_rows]
+    corpus, scores = (
+        store.rows("corpus", "corpus.parquet").to_pandas(),
+        store.rows("difficulty", "scores.parquet").to_pandas())
+    table = (
+        corpus
+        .merge(scores[scores.error.isna()].drop(columns="error"), on="id", validate="one_to_one")
+        .sort_values("id"))
+    chosen = np.argsort(
+        row_draws(table["id"], settings.sampling_seed, "compare"),
+        kind="stable")[:settings.difficulty_compare_rows]
     return table.iloc[np.sort(chosen)].reset_index(drop=True)
 
 def _measure(settings, model, tokenizer, rows, metric, work, per_token=False):
     "Scores of one model in the stage's settings, rows as `score` returns them, in batches of at most 2,048 tokens."
     arguments = scoring_arguments(settings, model)
-    return score(model, tokenizer, rows, metric, **arguments | dict(batch_tokens=min(arguments["batch_tokens"], 2048)), per_token=per_token, exact=False, work=work, progress=True).to_pandas()
+    return score(
+        model, tokenizer, rows, metric,
+        **arguments | dict(batch_tokens=min(arguments["batch_tokens"], 2048)),
+        per_token=per_token, exact=False, work=work, progress=True).to_pandas()
 
 # %% ../nbs/09b_measures.ipynb #b335dd8a
 def measures_stage(
     settings: Settings, # difficulty_compare_rows, difficulty_proxies and what notebook 08 uses
     store: Store, # corpus, difficulty, base student
-) -> Any: # StageResult; measures.parquet: id, perplexity_score, ifd_score, length_score, searched_score; proxies.parquet: id, proxy, parameters, rank_score
+) -> Any: # StageResult; measures: id, perplexity/ifd/length/searched_score; proxies: id, proxy, parameters, rank_score
     "Score part of the corpus by every measure and by every proxy; goes on where a killed run stopped."
     base = [f"base-{settings.families[0]}"] * (settings.difficulty_model == "student")
-    keys = ("difficulty_compare_rows", "difficulty_proxies", "difficulty_model", "difficulty_revision", "difficulty_top_p", "difficulty_skip_top_rank", "student_dtype", "train_chat_template", "train_max_length", "sampling_seed")
+    keys = (
+        "difficulty_compare_rows", "difficulty_proxies", "difficulty_model", "difficulty_revision",
+        "difficulty_top_p", "difficulty_skip_top_rank", "student_dtype",
+        "train_chat_template", "train_max_length", "sampling_seed")
     def build(out, work):
         import pandas as pd
         table = compared_rows(settings, store)
@@ -127,14 +155,29 @@ def measures_stage(
         ifd = _measure(settings, model, tokenizer, rows, "ifd", work, per_token=True)
         found = rows.assign(prompt=[searched(p, a) for p, a in zip(rows.prompt, rows.answer)])
         moved = found[found.prompt != rows.prompt]
-        other = _measure(settings, model, tokenizer, moved, "rank", work).set_index("id").rank_score if len(moved) else pd.Series(dtype=float)
-        columns = dict(id=rows["id"], perplexity_score=[_perplexity(v) for v in ifd.token_values], ifd_score=ifd.ifd_score, length_score=table.n_tokens.astype(float), searched_score=rows["id"].map(other).fillna(table.rank_score))
+        other = (
+            _measure(settings, model, tokenizer, moved, "rank", work).set_index("id").rank_score if len(moved)
+            else pd.Series(dtype=float))
+        columns = dict(
+            id=rows["id"],
+            perplexity_score=[_perplexity(v) for v in ifd.token_values],
+            ifd_score=ifd.ifd_score,
+            length_score=table.n_tokens.astype(float),
+            searched_score=rows["id"].map(other).fillna(table.rank_score))
         write_rows(out/"measures.parquet", pd.DataFrame(columns))
         parts = []
         for name in settings.difficulty_proxies:
             model, tokenizer = load_proxy(name, settings, store)
             got = _measure(settings, model, tokenizer, rows, "rank", work)
-            parts.append(got[["id", "rank_score"]].assign(proxy=name, parameters=sum(p.numel() for p in model.parameters())))
-        write_rows(out/"proxies.parquet", pd.concat(parts) if parts else pd.DataFrame(columns=["id", "rank_score", "proxy", "parameters"]))
+            parts.append(got[["id", "rank_score"]].assign(
+                proxy=name,
+                parameters=sum(p.numel() for p in model.parameters())))
+        write_rows(
+            out/"proxies.parquet",
+            pd.concat(parts) if parts else pd.DataFrame(columns=["id", "rank_score", "proxy", "parameters"]))
         return dict(rows=len(rows), proxies=len(parts), found_in_prompt=len(moved))
-    return store.stage("measures", build, inputs=["corpus", "difficulty", *base], params={k: getattr(settings, k) for k in keys}, code=["measures"])
+    return store.stage(
+        "measures", build,
+        inputs=["corpus", "difficulty", *base],
+        params={k: getattr(settings, k) for k in keys},
+        code=["measures"])

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Mapping
 from .settings import Settings, UserError
 from .store import Store
-from .difficulty import EDGE, _answer_tokens, _check_logits, _check_top, _nucleus_sizes, _parts, answer_rank_score, base_path, encode_sample, load_scorer, score, scoring_arguments, token_rank_scores, token_ranks
+from .difficulty import (
+    EDGE, _answer_tokens, _check_logits, _check_top, _nucleus_sizes, _parts, answer_rank_score, base_path,
+    encode_sample, load_scorer, score, scoring_arguments, token_rank_scores, token_ranks)
 from .measures import load_proxy
 from .sampling import selection
 
@@ -69,11 +71,20 @@ def read_answer(
     if e.error: raise UserError(f"Sample {sample.get('id', '?')!r} cannot be scored by {name}: {e.error}.")
     decoder, project = _parts(model)
     device, vocab = next(model.parameters()).device, model.get_output_embeddings().weight.shape[0]
-    functions = [lambda x, t: token_rank_scores(x, t, top_p), token_ranks, lambda x, t: nucleus_sizes(x, top_p), lambda x, t: x.float().softmax(-1).gather(1, t[:, None])[:, 0], lambda x, t: x.argmax(-1)]
-    with torch.inference_mode(): scores, ranks, sizes, probabilities, guesses = _answer_tokens(decoder, project, [e], vocab, functions, device)[0]
+    functions = [
+        lambda x, t: token_rank_scores(x, t, top_p),
+        token_ranks,
+        lambda x, t: nucleus_sizes(x, top_p),
+        lambda x, t: x.float().softmax(-1).gather(1, t[:, None])[:, 0],
+        lambda x, t: x.argmax(-1)]
+    with torch.inference_mode():
+        scores, ranks, sizes, probabilities, guesses = _answer_tokens(
+            decoder, project, [e], vocab, functions, device)[0]
     count = max(1, sum(s > 1e-6 or not skip_top_rank for s in scores))
     decode = lambda i: tokenizer.decode([i])
-    tokens = [Token(decode(i), r, n, s, s / count, p, decode(g)) for i, s, r, n, p, g in zip(e.ids[e.start:], scores, ranks, sizes, probabilities, guesses)]
+    tokens = [
+        Token(decode(i), r, n, s, s / count, p, decode(g))
+        for i, s, r, n, p, g in zip(e.ids[e.start:], scores, ranks, sizes, probabilities, guesses)]
     return Reading(name, tokens, answer_rank_score(scores, skip_top_rank), e.truncated)
 
 # %% ../nbs/09c_microscope.ipynb #ba98f61f
@@ -94,11 +105,21 @@ class Decision:
 
     def __str__(self):
         verb = "kept" if self.kept else "dropped"
-        if self.method == "random": return f"{verb}: draw {self.draw:.3f} {'<' if self.kept else '≥'} rate {self.rate:g}, whatever the difficulty"
+        if self.method == "random":
+            return (
+                f"{verb}: draw {self.draw:.3f} {'<' if self.kept else '≥'} rate {self.rate:g}, "
+                "whatever the difficulty")
         where = f"place {self.place} of {self.size} in {self.group}, hardest first: quantile {self.quantile:.3f}"
-        if self.method == "hard": return f"{verb}: {where}; hard sampling keeps the hardest {self.rate:.3g} (this row with probability {self.probability:.3g}){self.note}"
-        exponent = f"F = {self.probability:.3g} (a = {self.a:g}, b = {1 / self.rate - 1:.3g})" if self.rate else "F = 0 (rate 0)"
-        return f"{verb}: {where}; {exponent}; draw {self.draw:.3f} {'<' if self.kept else '≥'} {self.probability:.3g}{self.note}"
+        if self.method == "hard":
+            return (
+                f"{verb}: {where}; hard sampling keeps the hardest {self.rate:.3g} "
+                f"(this row with probability {self.probability:.3g}){self.note}")
+        exponent = (
+            f"F = {self.probability:.3g} (a = {self.a:g}, b = {1 / self.rate - 1:.3g})" if self.rate
+            else "F = 0 (rate 0)")
+        return (
+            f"{verb}: {where}; {exponent}; "
+            f"draw {self.draw:.3f} {'<' if self.kept else '≥'} {self.probability:.3g}{self.note}")
 
 # %% ../nbs/09c_microscope.ipynb #edfa6676
 def decide(
@@ -114,31 +135,48 @@ def decide(
     "The sampler's decision on one row; raises `UserError` for a sample that is not among the scored ones."
     import numpy as np
     where = np.flatnonzero((scored["id"].astype(str) == str(sample.get("id"))).to_numpy())
-    if len(where) != 1: raise UserError(f"Sample {sample.get('id')!r} occurs {len(where)} times among the {len(scored)} scored rows; its quantile is its place among them, so it must be there once. Score it together with its instruction, or leave out `scored`.")
+    if len(where) != 1:
+        raise UserError(
+            f"Sample {sample.get('id')!r} occurs {len(where)} times among the {len(scored)} scored rows; "
+            "its quantile is its place among them, so it must be there once. "
+            "Score it together with its instruction, or leave out `scored`.")
     line = selection(scored, rate, method, a, by, seed).iloc[where[0]]
     column = {"instruction": "instruction_id"}.get(by, by) if by not in getattr(scored, "columns", []) else by
     mine = scored if by is None else scored[scored[column] == scored[column].iloc[where[0]]]
     size, difficulty = int(mine.rank_score.notna().sum()), float(line.difficulty)
     place = 0 if method == "random" else size - round(line["quantile"] * size - 0.5)
-    note = "" if method == "random" or abs(difficulty - reading.score) < 1e-3 else f" (on the stored score {difficulty:.3f}, which differs from the one read here)"
-    return Decision(bool(line.kept), method, rate, a, "the corpus" if by is None else str(mine[column].iloc[0]), place, size, float(line["quantile"]), float(line.probability), float(line.draw), note)
+    note = (
+        "" if method == "random" or abs(difficulty - reading.score) < 1e-3
+        else f" (on the stored score {difficulty:.3f}, which differs from the one read here)")
+    return Decision(
+        bool(line.kept), method, rate, a,
+        "the corpus" if by is None else str(mine[column].iloc[0]),
+        place, size, float(line["quantile"]), float(line.probability), float(line.draw), note)
 
 # %% ../nbs/09c_microscope.ipynb #bf841f22
 def _visible(text): return text.replace("\n", "↵").replace("\t", "⇥")
 
 def _marked(reading):
     "The answer with its surprising tokens in brackets."
-    wrap = lambda t: _visible(t.text) if t.score <= 1e-6 else (f"«{_visible(t.text)}»" if t.score >= 1 else f"‹{_visible(t.text)}›")
+    wrap = lambda t: (
+        _visible(t.text) if t.score <= 1e-6
+        else f"«{_visible(t.text)}»" if t.score >= 1
+        else f"‹{_visible(t.text)}›")
     return "".join(wrap(t) for t in reading.tokens).strip()
 
 def _block(reading, width):
     "One model's view as lines of at most `width` characters."
     import textwrap
     hard = [t for t in reading.tokens if t.score > 1e-6]
-    lines = [f"{reading.name}: {reading.score:.3f}  ({len(hard)} of {len(reading.tokens)} tokens surprising{', cut off' if reading.truncated else ''})"]
+    lines = [
+        f"{reading.name}: {reading.score:.3f}  ({len(hard)} of {len(reading.tokens)} tokens surprising"
+        f"{', cut off' if reading.truncated else ''})"]
     lines += textwrap.wrap(_marked(reading), width) + [""]
     if hard: lines.append(f"{'token':<14}{'rank':>6}{'nucleus':>9}{'score':>7}{'adds':>7}  expected")
-    lines += [f"{repr(_visible(t.text))[:13]:<14}{t.rank:>6}{t.nucleus:>9}{t.score:>7.2f}{t.contribution:>7.3f}  {_visible(t.expected)!r}" for t in hard]
+    lines += [
+        f"{repr(_visible(t.text))[:13]:<14}{t.rank:>6}{t.nucleus:>9}{t.score:>7.2f}{t.contribution:>7.3f}"
+        f"  {_visible(t.expected)!r}"
+        for t in hard]
     if reading.decision: lines += [""] + textwrap.wrap(str(reading.decision), width)
     return [l[:width] for l in lines]
 
@@ -148,7 +186,8 @@ def _side_by_side(blocks, width):
     return [" │ ".join(f"{l:<{width}}" for l in row).rstrip() for row in zip_longest(*blocks, fillvalue="")]
 
 # %% ../nbs/09c_microscope.ipynb #244a21e0
-RAMP = ((255, 255, 255), (254, 217, 118), (240, 59, 32), (128, 0, 38)) # white, amber, red, dark red: lightness falls throughout
+# white, amber, red, dark red: lightness falls throughout
+RAMP = ((255, 255, 255), (254, 217, 118), (240, 59, 32), (128, 0, 38))
 
 def _ground(score):
     "Background and text colour of a token score."
@@ -160,8 +199,13 @@ def _ground(score):
 def _token_html(t):
     from html import escape
     ground, ink = _ground(t.score)
-    facts = f"rank {t.rank} of a nucleus of {t.nucleus}; score {t.score:.3f}, adds {t.contribution:.3f}; probability {t.probability:.2g}; expected {t.expected!r}"
-    return f'<span title="{escape(facts)}" style="background:{ground};color:{ink};border-radius:3px;padding:1px 0;white-space:pre-wrap">{escape(_visible(t.text))}</span>'
+    facts = (
+        f"rank {t.rank} of a nucleus of {t.nucleus}; score {t.score:.3f}, adds {t.contribution:.3f}; "
+        f"probability {t.probability:.2g}; expected {t.expected!r}")
+    return (
+        f'<span title="{escape(facts)}" style="background:{ground};color:{ink};'
+        'border-radius:3px;padding:1px 0;white-space:pre-wrap">'
+        f'{escape(_visible(t.text))}</span>')
 
 # %% ../nbs/09c_microscope.ipynb #bade24d6
 def _reading_html(reading, top=8):
@@ -169,12 +213,32 @@ def _reading_html(reading, top=8):
     from html import escape
     hard = sorted((t for t in reading.tokens if t.score > 1e-6), key=lambda t: -t.contribution)
     cell = lambda v, align="right": f'<td style="text-align:{align};padding:1px 8px">{v}</td>'
-    rows = "".join("<tr>" + cell(f"<code>{escape(_visible(t.text))}</code>", "left") + cell(t.rank) + cell(t.nucleus) + cell(f"{t.score:.2f}") + cell(f"{t.contribution:.3f}") + cell(f"<code>{escape(_visible(t.expected))}</code>", "left") + "</tr>" for t in hard[:top])
-    table = f'<table style="font-size:85%;border-collapse:collapse;margin:.5em 0;color:#111"><tr>{"".join(f"<th>{h}</th>" for h in ("token", "rank", "nucleus", "score", "adds", "expected"))}</tr>{rows}</table>' if hard else ""
+    rows = "".join(
+        "<tr>"
+        + cell(f"<code>{escape(_visible(t.text))}</code>", "left")
+        + cell(t.rank) + cell(t.nucleus) + cell(f"{t.score:.2f}") + cell(f"{t.contribution:.3f}")
+        + cell(f"<code>{escape(_visible(t.expected))}</code>", "left")
+        + "</tr>"
+        for t in hard[:top])
+    table = (
+        '<table style="font-size:85%;border-collapse:collapse;margin:.5em 0;color:#111">'
+        f'<tr>{"".join(f"<th>{h}</th>" for h in ("token", "rank", "nucleus", "score", "adds", "expected"))}</tr>'
+        f'{rows}</table>'
+        if hard else "")
     more = f"<div>… and {len(hard) - top} more</div>" if len(hard) > top else ""
-    verdict = f'<div style="border-left:4px solid {"#009E73" if reading.decision.kept else "#D55E00"};padding-left:.6em">{escape(str(reading.decision))}</div>' if reading.decision else ""
-    head = f"<b>{escape(reading.name)}</b>: score <b>{reading.score:.3f}</b>, {len(hard)} of {len(reading.tokens)} tokens surprising{', answer cut off' if reading.truncated else ''}"
-    return f'<div style="flex:1 1 22em;min-width:0">{head}<div style="font-family:monospace;line-height:1.7;margin:.4em 0">{"".join(map(_token_html, reading.tokens))}</div>{table}{more}{verdict}</div>'
+    verdict = (
+        f'<div style="border-left:4px solid {"#009E73" if reading.decision.kept else "#D55E00"};'
+        f'padding-left:.6em">{escape(str(reading.decision))}</div>'
+        if reading.decision else "")
+    head = (
+        f"<b>{escape(reading.name)}</b>: score <b>{reading.score:.3f}</b>, "
+        f"{len(hard)} of {len(reading.tokens)} tokens surprising"
+        f"{', answer cut off' if reading.truncated else ''}")
+    return (
+        f'<div style="flex:1 1 22em;min-width:0">{head}'
+        '<div style="font-family:monospace;line-height:1.7;margin:.4em 0">'
+        f'{"".join(map(_token_html, reading.tokens))}</div>'
+        f'{table}{more}{verdict}</div>')
 
 # %% ../nbs/09c_microscope.ipynb #fc40d735
 @dataclass
@@ -195,7 +259,9 @@ class Explanation:
         column = (width - 3 * (len(self.readings) - 1)) // max(1, len(self.readings))
         beside = len(self.readings) > 1 and column >= 56
         blocks = [_block(r, column if beside else width) for r in self.readings]
-        body = _side_by_side(blocks, column) if beside else [l for b in blocks for l in [*b, "─" * min(width, 56)]][:-1]
+        body = (
+            _side_by_side(blocks, column) if beside
+            else [l for b in blocks for l in [*b, "─" * min(width, 56)]][:-1])
         asked = textwrap.shorten(self.prompt.strip().replace("\n", " "), 3 * width, placeholder=" …")
         return "\n".join([f"sample {self.id}", *textwrap.wrap(asked, width), "", *body])
 
@@ -204,15 +270,25 @@ class Explanation:
 
     def _repr_html_(self):
         from html import escape
-        prompt = f'<details><summary>sample <code>{escape(self.id)}</code></summary><pre style="white-space:pre-wrap;color:#111;background:#f6f6f6;padding:.5em">{escape(self.prompt)}</pre></details>'
-        scale = "".join(f'<span style="background:{_ground(s)[0]};color:{_ground(s)[1]};padding:0 .5em">{s:g}</span>' for s in (0, 0.25, 0.5, 0.75, 1))
-        return f'<div style="background:#fff;color:#111;padding:.6em;border:1px solid #ddd">{prompt}<div style="font-size:85%;margin:.3em 0">token score {scale} (0 first choice, 1 outside the nucleus)</div><div style="display:flex;gap:2em;flex-wrap:wrap">{"".join(map(_reading_html, self.readings))}</div></div>'
+        prompt = (
+            f'<details><summary>sample <code>{escape(self.id)}</code></summary>'
+            '<pre style="white-space:pre-wrap;color:#111;background:#f6f6f6;padding:.5em">'
+            f'{escape(self.prompt)}</pre></details>')
+        scale = "".join(
+            f'<span style="background:{_ground(s)[0]};color:{_ground(s)[1]};padding:0 .5em">{s:g}</span>'
+            for s in (0, 0.25, 0.5, 0.75, 1))
+        return (
+            f'<div style="background:#fff;color:#111;padding:.6em;border:1px solid #ddd">{prompt}'
+            f'<div style="font-size:85%;margin:.3em 0">token score {scale} '
+            '(0 first choice, 1 outside the nucleus)</div>'
+            '<div style="display:flex;gap:2em;flex-wrap:wrap">'
+            f'{"".join(map(_reading_html, self.readings))}</div></div>')
 
 # %% ../nbs/09c_microscope.ipynb #7474ee80
 def explain(
     sample: Mapping[str, Any], # prompt, answer, and an id if `scored` is given
     models: "Mapping[str, tuple[Any, Any]]", # name -> (model, tokenizer), e.g. the student and a proxy
-    scored: "Mapping[str, Any]|None" = None, # name -> DataFrame with id, rank_score (and instruction_id): that model's scores of all rows that compete
+    scored: "Mapping[str, Any]|None" = None, # name -> DataFrame, all competing rows: id, rank_score[, instruction_id]
     rate: float = 0.1, # share to keep
     method: str = "soft", # soft | hard | random
     a: float = 1.0, # the quantile preferred most
@@ -221,8 +297,14 @@ def explain(
     **reading: Any, # top_p, skip_top_rank, separator, chat_template, max_length, as for `read_answer`
 ) -> Explanation: # prints as text, renders as HTML
     "Why a sample is hard for each model, and why it was kept or dropped (PAPER sections C and D)."
-    if missing := [k for k in ("prompt", "answer") if k not in sample]: raise UserError(f"Sample {sample.get('id', '?')!r} lacks {' and '.join(missing)}; it has {', '.join(map(str, sample)) or 'nothing'}.")
-    if unknown := sorted(set(scored or {}) - set(models)): raise UserError(f"There are scores for {', '.join(unknown)}, but no such model. Models: {', '.join(models) or 'none'}.")
+    if missing := [k for k in ("prompt", "answer") if k not in sample]:
+        raise UserError(
+            f"Sample {sample.get('id', '?')!r} lacks {' and '.join(missing)}; "
+            f"it has {', '.join(map(str, sample)) or 'nothing'}.")
+    if unknown := sorted(set(scored or {}) - set(models)):
+        raise UserError(
+            f"There are scores for {', '.join(unknown)}, but no such model. "
+            f"Models: {', '.join(models) or 'none'}.")
     readings = [read_answer(name, *pair, sample, **reading) for name, pair in models.items()]
     for r in readings:
         if scored and r.name in scored: r.decision = decide(sample, scored[r.name], r, rate, method, a, by, seed)
@@ -238,14 +320,24 @@ def explain_row(
     "Explain one row of the corpus; raises `UserError` for an id that is not there."
     corpus = store.rows("corpus", "corpus.parquet").to_pandas()
     row = corpus[corpus["id"] == id]
-    if len(row) != 1: raise UserError(f"The corpus of profile {settings.profile!r} has no row {id!r}. Its ids look like {corpus['id'].iloc[0]!r}.")
+    if len(row) != 1:
+        raise UserError(
+            f"The corpus of profile {settings.profile!r} has no row {id!r}. "
+            f"Its ids look like {corpus['id'].iloc[0]!r}.")
     sample, by = row.iloc[0].to_dict(), None if settings.sampling_by == "overall" else "instruction"
     model, tokenizer, name = load_scorer(settings, store)
-    table = corpus[["id", "instruction_id"]].merge(store.rows("difficulty", "scores.parquet").to_pandas()[["id", "rank_score"]], on="id")
+    table = corpus[["id", "instruction_id"]].merge(
+        store.rows("difficulty", "scores.parquet").to_pandas()[["id", "rank_score"]],
+        on="id")
     models, scored = {name: (model, tokenizer)}, {name: table}
     if proxy := (settings.difficulty_proxies or [""])[0] if proxy is None else proxy:
         models[label := proxy.partition("@")[0]] = load_proxy(proxy, settings, store)
         group = corpus[corpus.instruction_id == sample["instruction_id"]]
-        if by: scored[label] = score(*models[label], group[["id", "instruction_id", "prompt", "answer"]], **scoring_arguments(settings, models[label][0])).to_pandas()
+        if by:
+            scored[label] = score(
+                *models[label], group[["id", "instruction_id", "prompt", "answer"]],
+                **scoring_arguments(settings, models[label][0])).to_pandas()
     keywords = {k: v for k, v in scoring_arguments(settings, model).items() if k != "batch_tokens"}
-    return explain(sample, models, scored, settings.sampling_rate, "soft", settings.sampling_a, by, settings.sampling_seed, **keywords)
+    return explain(
+        sample, models, scored, settings.sampling_rate, "soft", settings.sampling_a, by, settings.sampling_seed,
+        **keywords)

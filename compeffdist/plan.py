@@ -22,19 +22,27 @@ from .store import read_json
 from .systems import SUBSETS, _subsets, share, systems
 
 # %% ../nbs/14a_plan.ipynb #d5d4063b
-TEST_SIZES = dict(imdb=1000, yelp2=1000, sst2=1821, twitter=1000, irony18=784, tweeteval=1421, pstance=2157, intimacy=396, atsa_rest16=676, acsa_rest16=676, asqp_rest16=544, opener=499)
+TEST_SIZES = dict(
+    imdb=1000, yelp2=1000, sst2=1821, twitter=1000, irony18=784, tweeteval=1421, pstance=2157, intimacy=396,
+    atsa_rest16=676, acsa_rest16=676, asqp_rest16=544, opener=499)
 
 def test_items(
     settings: Settings, # the active profile
 ) -> dict[str, int]: # task -> test items per seed
     "How many test items each task has in this profile."
-    size = {t: settings.benchmark_test for t in TASKS} if settings.sentibench == "embedded" and settings.texts_source != "sentibench" else TEST_SIZES
+    size = (
+        {t: settings.benchmark_test for t in TASKS}
+        if settings.sentibench == "embedded" and settings.texts_source != "sentibench"
+        else TEST_SIZES)
     return {t: min(n, settings.eval_limit) if settings.eval_limit else n for t, n in size.items()}
 
 def _text_words(s): return min(s.plan_text_words, s.max_words or s.plan_text_words)
+
 def _asked(stage, n, words, expected, most, s):
     "One line of requests to the teacher."
-    return dict(stage=stage, who="teacher", requests=n, tokens_in=round(n*words*s.plan_tokens_per_word), tokens_out=round(n*min(expected, most)), tokens_out_most=n*most)
+    return dict(
+        stage=stage, who="teacher", requests=n, tokens_in=round(n*words*s.plan_tokens_per_word),
+        tokens_out=round(n*min(expected, most)), tokens_out_most=n*most)
 
 def teacher_lines(
     settings: Settings, # the active profile
@@ -43,16 +51,35 @@ def teacher_lines(
     s, words, text, p = settings, lambda t: len(t.split()), _text_words(settings), settings.plan_perspectives
     tasks = p*s.instructions_max_tasks
     items = sum(test_items(s).values())*len(s.asked_seeds)
-    lines = [_asked("attributes", s.texts_total, words(enumerate_prompt("")) + text, s.plan_attribute_tokens, s.enumerate_max_tokens, s),
-        _asked("instructions: analysis", p, words(ANALYSIS_PROMPT) + 15*s.instructions_top_attributes, 30*s.instructions_analysis_prompts, s.construct_max_tokens, s),
-        _asked("instructions: tasks", p, words(TASKS_PROMPT) + 20, 50*s.instructions_max_tasks, s.construct_max_tokens, s),
-        _asked("instructions: definitions", tasks, words(DEFINE_PROMPT) + 30, 60*(s.instructions_examples + 2), s.construct_max_tokens, s),
-        _asked("instructions: demonstrations", tasks*s.instructions_demo_calls, words(DEMONSTRATE_PROMPT) + 60 + 4*min(text, 80), 4*text, s.construct_max_tokens, s),
-        _asked("corpus", round(s.corpus_size*s.corpus_oversample), s.plan_instruction_words + text*(1 + s.corpus_max_demonstrations/2), s.plan_answer_tokens, s.answer_max_tokens, s)]
-    if s.fsa != "none": lines.append(_asked("fsa", 2*s.fsa_corpus, s.plan_instruction_words + text, s.plan_answer_tokens, s.answer_max_tokens, s)) # an analysis and a rewrite of each text
-    older = [("knowdist", 0, s.lineage_rate)]*s.lineage + [("icldist", 2, s.lineage_rate)]*s.lineage + [("knowdist", 0, 1.0)]*(s.ablations and not (s.lineage and s.lineage_rate == 1)) # ICLDist: 0 to 4 demonstrations, 2 on average
-    if s.lineage: lines.append(_asked("corpus: icldist's demonstrations", ICL_PROMPTS*ICL_POOL, s.plan_instruction_words + text, s.plan_answer_tokens, s.answer_max_tokens, s))
-    lines += [_asked(f"corpus: {n}{share(rate)}", round(rate*s.corpus_size), s.plan_instruction_words + text*(1 + k), s.plan_answer_tokens, s.answer_max_tokens, s) for n, k, rate in older]
+    lines = [
+        _asked("attributes", s.texts_total, words(enumerate_prompt("")) + text,
+            s.plan_attribute_tokens, s.enumerate_max_tokens, s),
+        _asked("instructions: analysis", p, words(ANALYSIS_PROMPT) + 15*s.instructions_top_attributes,
+            30*s.instructions_analysis_prompts, s.construct_max_tokens, s),
+        _asked("instructions: tasks", p, words(TASKS_PROMPT) + 20,
+            50*s.instructions_max_tasks, s.construct_max_tokens, s),
+        _asked("instructions: definitions", tasks, words(DEFINE_PROMPT) + 30,
+            60*(s.instructions_examples + 2), s.construct_max_tokens, s),
+        _asked("instructions: demonstrations", tasks*s.instructions_demo_calls,
+            words(DEMONSTRATE_PROMPT) + 60 + 4*min(text, 80), 4*text, s.construct_max_tokens, s),
+        _asked("corpus", round(s.corpus_size*s.corpus_oversample),
+            s.plan_instruction_words + text*(1 + s.corpus_max_demonstrations/2),
+            s.plan_answer_tokens, s.answer_max_tokens, s)]
+    if s.fsa != "none": # an analysis and a rewrite of each text
+        lines.append(_asked("fsa", 2*s.fsa_corpus, s.plan_instruction_words + text,
+            s.plan_answer_tokens, s.answer_max_tokens, s))
+    # ICLDist: 0 to 4 demonstrations, 2 on average
+    older = (
+        [("knowdist", 0, s.lineage_rate)]*s.lineage
+        + [("icldist", 2, s.lineage_rate)]*s.lineage
+        + [("knowdist", 0, 1.0)]*(s.ablations and not (s.lineage and s.lineage_rate == 1)))
+    if s.lineage:
+        lines.append(_asked("corpus: icldist's demonstrations", ICL_PROMPTS*ICL_POOL,
+            s.plan_instruction_words + text, s.plan_answer_tokens, s.answer_max_tokens, s))
+    lines += [
+        _asked(f"corpus: {n}{share(rate)}", round(rate*s.corpus_size),
+            s.plan_instruction_words + text*(1 + k), s.plan_answer_tokens, s.answer_max_tokens, s)
+        for n, k, rate in older]
     return lines + [_asked("evaluation: teacher", items, 40 + text*(1 + s.shots), 12, 150, s)]
 
 # %% ../nbs/14a_plan.ipynb #93705d0e
@@ -61,20 +88,36 @@ def student_lines(
 ) -> list[dict]: # stage, who, runs, tokens_in
     "Tokens that students read, per kind of work and family."
     s, text, out = settings, _text_words(settings), []
-    row = (s.plan_instruction_words + text*(1 + s.corpus_max_demonstrations/2))*s.plan_tokens_per_word + s.plan_answer_tokens
+    row = (
+        (s.plan_instruction_words + text*(1 + s.corpus_max_demonstrations/2))*s.plan_tokens_per_word
+        + s.plan_answer_tokens
+    )
     scorer = s.families[0] if s.difficulty_model == "student" else s.difficulty_model
-    if any(x.method == "soft" for x in systems(s)): out.append(dict(stage="difficulty", who=scorer, runs=1, tokens_in=round(s.corpus_size*row)))
-    if s.ablations: out += [dict(stage=f"scores: {n}", who=w, runs=1, tokens_in=round(s.corpus_size*t)) for n, w, t in [("perplexity, IFD", scorer, row + s.plan_answer_tokens)] + [(p, p, row) for p in s.difficulty_proxies]]
+    if any(x.method == "soft" for x in systems(s)):
+        out.append(dict(stage="difficulty", who=scorer, runs=1, tokens_in=round(s.corpus_size*row)))
+    if s.ablations:
+        out += [
+            dict(stage=f"scores: {n}", who=w, runs=1, tokens_in=round(s.corpus_size*t))
+            for n, w, t in [("perplexity, IFD", scorer, row + s.plan_answer_tokens)]
+                + [(p, p, row) for p in s.difficulty_proxies]
+        ]
     for f in s.families:
-        if s.student_source == "build": out.append(dict(stage=f"building: {f}", who=f, runs=1, tokens_in=round(s.base_steps*s.base_batch*row)))
+        if s.student_source == "build":
+            out.append(dict(stage=f"building: {f}", who=f, runs=1, tokens_in=round(s.base_steps*s.base_batch*row)))
         mine = [x for x in systems(s) if x.family == f]
         seen = sum(x.rate*s.corpus_size*row*s.train_epochs for x in mine if x.trained)
         out.append(dict(stage=f"training: {f}", who=f, runs=sum(x.trained for x in mine), tokens_in=round(seen)))
         asked = lambda k: sum(test_items(s).values())*(len(s.eval_seeds) if k else 1)*(40 + text*(1 + k))
-        out.append(dict(stage=f"evaluation: {f}", who=f, runs=len(mine), tokens_in=round(sum(asked(s.shots if x.shots is None else x.shots) for x in mine)*s.plan_tokens_per_word)))
+        out.append(dict(
+            stage=f"evaluation: {f}", who=f, runs=len(mine),
+            tokens_in=round(
+                sum(asked(s.shots if x.shots is None else x.shots) for x in mine)*s.plan_tokens_per_word
+            ),
+        ))
     return out + _t5_lines(s, text)
 
-FSA_TRAIN = {"atsa/laptop14": 2436, "atsa/rest14": 2432, "acsa/laptop16": 2000, "acsa/rest16": 1600} # records in the real train splits
+# records in the real train splits
+FSA_TRAIN = {"atsa/laptop14": 2436, "atsa/rest14": 2432, "acsa/laptop16": 2000, "acsa/rest16": 1600}
 
 def _t5_lines(s, text):
     "FSA-Distillation's student."
@@ -82,7 +125,10 @@ def _t5_lines(s, text):
     review, answer = text*s.plan_tokens_per_word, min(s.plan_answer_tokens, s.fsa_output_tokens)
     sizes = [s.benchmark_train if s.fsa == "embedded" else FSA_TRAIN[n] for n in s.fsa_sets]
     tuned = 2*len(s.fsa_seeds)*s.fsa_epochs*sum(min(n, s.fsa_train_limit or n) for n in sizes)
-    return [dict(stage="training: t5", who="t5", runs=1 + 2*len(sizes)*len(s.fsa_seeds), tokens_in=round((2*s.fsa_corpus*s.fsa_pretrain_epochs + tuned)*(review + answer)))]
+    return [dict(
+        stage="training: t5", who="t5", runs=1 + 2*len(sizes)*len(s.fsa_seeds),
+        tokens_in=round((2*s.fsa_corpus*s.fsa_pretrain_epochs + tuned)*(review + answer)),
+    )]
 
 # %% ../nbs/14a_plan.ipynb #fb901367
 _T5 = {"t5-small": 60e6, "t5-base": 220e6, "t5-large": 770e6} # the T5 paper's rounded sizes; the names state none
@@ -97,14 +143,25 @@ def parameters(
 
 def _size(who, s):
     "Parameters of the teacher, of a family's student or of a named proxy."
-    name = s.teacher_model if who == "teacher" else s.fsa_model if who == "t5" else getattr(s, f"student_model_{who}", who)
+    name = (
+        s.teacher_model if who == "teacher"
+        else s.fsa_model if who == "t5"
+        else getattr(s, f"student_model_{who}", who)
+    )
     n = parameters(name)
-    if n is None: raise UserError(f"The size of {name!r} cannot be read from its name. Plan with a name that states it, e.g. COMPEFFDIST_TEACHER_MODEL=Qwen/Qwen3-32B make plan.")
+    if n is None:
+        raise UserError(
+            f"The size of {name!r} cannot be read from its name. "
+            "Plan with a name that states it, e.g. COMPEFFDIST_TEACHER_MODEL=Qwen/Qwen3-32B make plan."
+        )
     return n
 
 def _stand_in(who, s):
     "Is it a small model of ours, whose tokens a second on a CPU count?"
-    return s.fsa_model == "build" if who == "t5" else who.startswith("package:") or who in get_args(Family) and s.student_source != "hub"
+    return (
+        s.fsa_model == "build" if who == "t5"
+        else who.startswith("package:") or who in get_args(Family) and s.student_source != "hub"
+    )
 
 def hours(
     line: Mapping[str, Any], # from `teacher_lines` or `student_lines`
@@ -117,7 +174,10 @@ def hours(
         if s.teacher_backend == "openai": return 0.0 # somebody else's devices; see the money
         return 2*_size("teacher", s)*(line["tokens_in"]/s.plan_share_read + line["tokens_out"]/s.plan_share_write)/rate
     training = line["stage"].startswith("training")
-    if _stand_in(line["who"], s): return line["tokens_in"]/(s.plan_train_speed if training or line["stage"].startswith("building") else s.plan_read_speed)/3600
+    if _stand_in(line["who"], s):
+        return line["tokens_in"]/(
+            s.plan_train_speed if training or line["stage"].startswith("building") else s.plan_read_speed
+        )/3600
     return line["tokens_in"]*_size(line["who"], s)*(6/s.plan_share_train if training else 2/s.plan_share_read)/rate
 
 # %% ../nbs/14a_plan.ipynb #73924061
@@ -127,10 +187,17 @@ def memory(
 ) -> float|None: # GB for weights, gradients and optimiser; activations and caches come on top; None for the stand-ins
     "Memory that a stage needs over all its devices."
     s = settings
-    if line["who"] == "teacher": return None if s.teacher_backend in ("embedded", "openai") else 2*_size("teacher", s)/1e9
+    if line["who"] == "teacher":
+        return None if s.teacher_backend in ("embedded", "openai") else 2*_size("teacher", s)/1e9
     if _stand_in(line["who"], s): return None
     full = line["stage"].startswith("training") and (not s.train_lora_r or line["who"] == "t5")
-    return _size(line["who"], s)*(16 if full else (1.1 if _size(line["who"], s) > 1e9 else 1.5) if line["stage"].startswith("training") and s.train_quantization == "nf4" and line["who"] != "t5" else 2 if s.student_dtype == "bfloat16" else 4)/1e9
+    return _size(line["who"], s)*(
+        16 if full
+        else (1.1 if _size(line["who"], s) > 1e9 else 1.5)
+            if line["stage"].startswith("training") and s.train_quantization == "nf4" and line["who"] != "t5"
+        else 2 if s.student_dtype == "bfloat16"
+        else 4
+    )/1e9
 
 def disk(
     line: Mapping[str, Any], # a line of the plan
@@ -140,7 +207,10 @@ def disk(
     s = settings
     if line["who"] == "teacher": return 5*(line["tokens_in"] + line["tokens_out"])/1e9 # about 5 bytes of text a token
     if not line["stage"].startswith(("training", "building")): return 0.0
-    size = _size(line["who"], s) if not _stand_in(line["who"], s) else 12*s.base_layers*s.base_hidden**2 + s.base_vocab*s.base_hidden
+    size = (
+        _size(line["who"], s) if not _stand_in(line["who"], s)
+        else 12*s.base_layers*s.base_hidden**2 + s.base_vocab*s.base_hidden
+    )
     if line["who"] == "t5": return 2*size*4/1e9 # the plain start and the pre-trained one; tuned ones are not kept
     return line["runs"]*size*(2 if s.student_dtype == "bfloat16" else 4)/1e9
 
@@ -176,18 +246,30 @@ def plan(
     rows = []
     for line in teacher_lines(settings) + student_lines(settings):
         line = line | dict(hours=hours(line, settings))
-        rows.append(line | dict(memory_gb=memory(line, settings), disk_gb=disk(line, settings), money=money(line, settings)))
+        rows.append(line | dict(
+            memory_gb=memory(line, settings), disk_gb=disk(line, settings), money=money(line, settings),
+        ))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 def totals(
     table, # from `plan`
     settings: Settings, # the active profile
-) -> dict[str, Any]: # requests, tokens_in and tokens_out of the teacher, tokens_read by students, hours, wall_hours, memory_gb, disk_gb, money, runs, smallest effects
+) -> dict[str, Any]: # requests, tokens, runs, hours, wall_hours, memory_gb, disk_gb, money, smallest effects
     "Sums over the plan; money is None if any price is missing."
     one, mean = smallest_effect(test_items(settings))
     devices = settings.plan_devices
-    return dict(requests=int(table.requests.sum()), tokens_in=int(table[table.who == "teacher"].tokens_in.sum()), tokens_read=int(table[table.who != "teacher"].tokens_in.sum()), tokens_out=int(table.tokens_out.sum()), runs=int(table[table.stage.str.startswith("training")].runs.sum()), hours=float(table.hours.sum()), devices=devices,
-        wall_hours=float(table.hours.sum()/devices), memory_gb=float(table.memory_gb.max()), disk_gb=float(table.disk_gb.sum()), money=None if table.money.isna().any() else float(table.money.sum()), effect_task=one, effect_mean=mean)
+    return dict(
+        requests=int(table.requests.sum()),
+        # tokens_in and tokens_out of the teacher, tokens_read by students
+        tokens_in=int(table[table.who == "teacher"].tokens_in.sum()),
+        tokens_read=int(table[table.who != "teacher"].tokens_in.sum()),
+        tokens_out=int(table.tokens_out.sum()),
+        runs=int(table[table.stage.str.startswith("training")].runs.sum()),
+        hours=float(table.hours.sum()), devices=devices, wall_hours=float(table.hours.sum()/devices),
+        memory_gb=float(table.memory_gb.max()), disk_gb=float(table.disk_gb.sum()),
+        money=None if table.money.isna().any() else float(table.money.sum()),
+        effect_task=one, effect_mean=mean,
+    )
 
 # %% ../nbs/14a_plan.ipynb #3cb0b961
 def _kind(stage):
@@ -202,9 +284,11 @@ def _kind(stage):
 
 def _devices(kind, s):
     "Devices that a stage of a run keeps busy, as `hours` counts them."
-    if kind in ("attributes", "instructions", "corpus", "fsa", "evaluation: teacher"): return s.teacher_tensor_parallel if s.teacher_backend == "vllm" else 1
+    if kind in ("attributes", "instructions", "corpus", "fsa", "evaluation: teacher"):
+        return s.teacher_tensor_parallel if s.teacher_backend == "vllm" else 1
     if kind == "difficulty": return s.workers or s.plan_devices
-    if kind.startswith("training") and kind != "training: t5" and s.student_source == "hub": return s.train_processes or s.plan_devices
+    if kind.startswith("training") and kind != "training: t5" and s.student_source == "hub":
+        return s.train_processes or s.plan_devices
     return 1 # students side by side have a core each
 
 def actual(
@@ -217,12 +301,21 @@ def actual(
     for r in plan(settings).itertuples():
         name = r.stage.split(":")[0] if r.stage.startswith(("instructions", "corpus")) else r.stage
         planned[name] = planned.get(name, 0) + r.hours
-    known = {s.evaluation_stage for s in systems(settings)} | {s.model_stage for s in systems(settings)} | {"attributes", "instructions", "difficulty"} | {n for n in manifest["stages"] if n.startswith(("fsa-", "corpus"))}
+    known = (
+        {s.evaluation_stage for s in systems(settings)}
+        | {s.model_stage for s in systems(settings)}
+        | {"attributes", "instructions", "difficulty"}
+        | {n for n in manifest["stages"] if n.startswith(("fsa-", "corpus"))}
+    )
     for name, s in manifest["stages"].items():
         if name not in known or (kind := _kind(name)) not in planned: continue
         took[kind] = took.get(kind, 0) + s["seconds_when_built"]/3600*_devices(kind, settings)
         rows[kind] = rows.get(kind, 0) + s["counts"].get("rows_in", s["counts"].get("rows_out", 0))
-    return pd.DataFrame([dict(stage=k, planned_hours=planned[k], actual_hours=took[k], ratio=took[k]/planned[k], rows=rows[k]) for k in planned if k in took])
+    return pd.DataFrame([
+        dict(stage=k, planned_hours=planned[k], actual_hours=took[k], ratio=took[k]/planned[k], rows=rows[k])
+        for k in planned
+        if k in took
+    ])
 
 # %% ../nbs/14a_plan.ipynb #35f07c62
 def last_run(
@@ -241,7 +334,12 @@ def _duration(hours):
 def _cell(column, v):
     if v is None or v != v: return "–"
     if column == "hours": return _duration(v)
-    return v if isinstance(v, str) else f"{v:,.0f}" if column in ("requests", "runs", "tokens_in", "tokens_out", "tokens_out_most") else f"{v:,.2f}" if v < 100 else f"{v:,.0f}"
+    return (
+        v if isinstance(v, str)
+        else f"{v:,.0f}" if column in ("requests", "runs", "tokens_in", "tokens_out", "tokens_out_most")
+        else f"{v:,.2f}" if v < 100
+        else f"{v:,.0f}"
+    )
 
 def describe(
     settings: Settings, # the active profile
@@ -253,14 +351,40 @@ def describe(
     shown = [[_cell(c, v) for c, v in zip(COLUMNS, row)] for row in table.itertuples(index=False, name=None)]
     head = [dict(hours="core time" if not gpu else "GPU time").get(c, c.replace("_", " ")) for c in COLUMNS]
     width = [max(map(len, column)) for column in zip(head, *shown)]
-    lines = ["  ".join(v.ljust(w) if i < 2 else v.rjust(w) for i, (v, w) in enumerate(zip(row, width))).rstrip() for row in [head, ["-"*w for w in width], *shown]]
-    price = f"{t['money']:,.2f}" if t["money"] is not None else "unknown: set plan_device_price (per device hour), or plan_price_in and plan_price_out (per million tokens of an API)"
-    return "\n".join([f"Plan of profile {settings.profile}: teacher {settings.teacher_model} ({settings.teacher_backend}), students {', '.join(settings.families)}", "", *lines, "",
-        f"teacher: {t['requests']:,} requests, {t['tokens_in']/1e6:,.1f} M tokens in, {t['tokens_out']/1e6:,.1f} M out · students: {t['runs']} training runs, {t['tokens_read']/1e6:,.1f} M tokens read",
-        f"{t['hours']:,.1f} {'GPU' if gpu else 'core'} hours, {_duration(t['wall_hours'])} on {t['devices']} {'GPU' if gpu else 'core'}{'s' if t['devices'] > 1 else ''} · disk {t['disk_gb']:,.1f} GB"
-        + (f" · at least {t['memory_gb']:,.0f} GB of GPU memory over all GPUs, activations not counted" if gpu else ""),
-        f"money: {price}", f"smallest effect: {100*t['effect_task']:.1f} points on a task of middling size, {100*t['effect_mean']:.1f} on the mean over tasks (power 0.8, level 0.05, one training run a system)",
-        "Assumptions: the plan_ settings of settings.ini; counts follow from the other settings."])
+    lines = [
+        "  ".join(v.ljust(w) if i < 2 else v.rjust(w) for i, (v, w) in enumerate(zip(row, width))).rstrip()
+        for row in [head, ["-"*w for w in width], *shown]
+    ]
+    price = f"{t['money']:,.2f}" if t["money"] is not None else (
+        "unknown: set plan_device_price (per device hour), "
+        "or plan_price_in and plan_price_out (per million tokens of an API)"
+    )
+    return "\n".join([
+        (
+            f"Plan of profile {settings.profile}: teacher {settings.teacher_model} ({settings.teacher_backend}), "
+            f"students {', '.join(settings.families)}"
+        ),
+        "", *lines, "",
+        (
+            f"teacher: {t['requests']:,} requests, "
+            f"{t['tokens_in']/1e6:,.1f} M tokens in, {t['tokens_out']/1e6:,.1f} M out · "
+            f"students: {t['runs']} training runs, {t['tokens_read']/1e6:,.1f} M tokens read"
+        ),
+        (
+            f"{t['hours']:,.1f} {'GPU' if gpu else 'core'} hours, {_duration(t['wall_hours'])} on "
+            f"{t['devices']} {'GPU' if gpu else 'core'}{'s' if t['devices'] > 1 else ''} · "
+            f"disk {t['disk_gb']:,.1f} GB"
+        ) + (
+            f" · at least {t['memory_gb']:,.0f} GB of GPU memory over all GPUs, activations not counted" if gpu else ""
+        ),
+        f"money: {price}",
+        (
+            f"smallest effect: {100*t['effect_task']:.1f} points on a task of middling size, "
+            f"{100*t['effect_mean']:.1f} on the mean over tasks "
+            "(power 0.8, level 0.05, one training run a system)"
+        ),
+        "Assumptions: the plan_ settings of settings.ini; counts follow from the other settings.",
+    ])
 
 # %% ../nbs/14a_plan.ipynb #f35c41a8
 _RATES = 8 # of the curve with MATRIX=full
@@ -272,24 +396,59 @@ def left_out(
     s, others = settings, [f for f in get_args(Family) if f not in settings.families]
     return [text for text, out in (
         ("KnowDist, ICLDist and their two stages (lineage, or MATRIX=full)", not s.lineage),
-        (f"KnowDist and ICLDist on as many rows as CompEffDist: here on {s.lineage_rate:.0%} of them (lineage_rate, or MATRIX=full)", s.lineage and s.lineage_rate < 1),
-        ("ablations: without analyses, a type of task, demonstrations, half of the perspectives; hard sampling, over the whole corpus, other a; perplexity, IFD, length and proxies as the measure (ablations, or MATRIX=full)", not s.ablations),
-        ("ablations of two things at once, e.g. hard sampling by perplexity, or of another family than the first (families)", s.ablations),
-        (f"ablations of what this corpus does not have: {', '.join(n for n in SUBSETS if n not in _subsets(s))} (corpus_task_types, corpus_analysis_share, corpus_max_demonstrations)", s.ablations and set(_subsets(s)) != set(SUBSETS)),
-        (f"more rates of the data-efficiency curve than {', '.join(f'{r:g}' for r in s.curve_rates)} (curve_rates, or MATRIX=full)", len(s.curve_rates) < _RATES),
+        (
+            f"KnowDist and ICLDist on as many rows as CompEffDist: here on {s.lineage_rate:.0%} of them "
+            "(lineage_rate, or MATRIX=full)",
+            s.lineage and s.lineage_rate < 1,
+        ),
+        (
+            "ablations: without analyses, a type of task, demonstrations, half of the perspectives; "
+            "hard sampling, over the whole corpus, other a; "
+            "perplexity, IFD, length and proxies as the measure (ablations, or MATRIX=full)",
+            not s.ablations,
+        ),
+        (
+            "ablations of two things at once, e.g. hard sampling by perplexity, "
+            "or of another family than the first (families)",
+            s.ablations,
+        ),
+        (
+            "ablations of what this corpus does not have: "
+            f"{', '.join(n for n in SUBSETS if n not in _subsets(s))} "
+            "(corpus_task_types, corpus_analysis_share, corpus_max_demonstrations)",
+            s.ablations and set(_subsets(s)) != set(SUBSETS),
+        ),
+        (
+            "more rates of the data-efficiency curve than "
+            f"{', '.join(f'{r:g}' for r in s.curve_rates)} (curve_rates, or MATRIX=full)",
+            len(s.curve_rates) < _RATES,
+        ),
         (f"students of the families {', '.join(others)} (families)", bool(others)),
-        (f"parts of the corpus, the lineage and the base with other demonstrations for the students of {', '.join(s.families[1:])}: only the first family has them (families)", len(s.families) > 1),
+        (
+            "parts of the corpus, the lineage and the base with other demonstrations for the students of "
+            f"{', '.join(s.families[1:])}: only the first family has them (families)",
+            len(s.families) > 1,
+        ),
         ("FSA-Distillation (fsa)", s.fsa == "none"),
         ("several training runs a system (seed)", True),
-        ("another construction: clustering method, number of perspectives, share of analyses (cluster_method, cluster_preference_percentile, corpus_analysis_share); benchmarks/bench_clustering.py compares the clusterings", True),
-        ("other teachers (teacher_model)", True)) if out]
+        (
+            "another construction: clustering method, number of perspectives, share of analyses "
+            "(cluster_method, cluster_preference_percentile, corpus_analysis_share); "
+            "benchmarks/bench_clustering.py compares the clusterings",
+            True,
+        ),
+        ("other teachers (teacher_model)", True),
+    ) if out]
 
 # %% ../nbs/14a_plan.ipynb #1fee2fbf
 def _sample_rows(s, n):
     "Rows of about the planned length, from the embedded texts."
     from compeffdist.grammar import generate
     pool = " ".join(i.text for i in generate(200, "film", s.seed)).split()
-    length, answer = round(s.plan_instruction_words + _text_words(s)*(1 + s.corpus_max_demonstrations/2)), max(1, round(s.plan_answer_tokens/s.plan_tokens_per_word))
+    length, answer = (
+        round(s.plan_instruction_words + _text_words(s)*(1 + s.corpus_max_demonstrations/2)),
+        max(1, round(s.plan_answer_tokens/s.plan_tokens_per_word)),
+    )
     cut = lambda i, k: " ".join(pool[(i*17 + j) % len(pool)] for j in range(k))
     return [dict(id=str(i), prompt=cut(i, length) + "\nOutput:", answer=cut(i + 7, answer)) for i in range(n)]
 
@@ -298,10 +457,17 @@ def _student(s):
     from compeffdist.base import check_seal, new_model, students_folder
     from compeffdist.students import load_student
     family, shipped = s.families[0], students_folder()/s.families[0]
-    if s.student_source == "hub": return load_student(getattr(s, f"student_model_{family}"), s.student_dtype, s.train_quantization, getattr(s, f"student_attention_{family}"))
+    if s.student_source == "hub":
+        return load_student(
+            getattr(s, f"student_model_{family}"), s.student_dtype, s.train_quantization,
+            getattr(s, f"student_attention_{family}"),
+        )
     check_seal(shipped)
     model, tokenizer = load_student(shipped, s.student_dtype)
-    return (model if s.student_source == "package" else new_model(family, s.base_vocab, s.base_hidden, s.base_layers, s.base_heads, tokenizer=tokenizer)), tokenizer
+    return (
+        model if s.student_source == "package"
+        else new_model(family, s.base_vocab, s.base_hidden, s.base_layers, s.base_heads, tokenizer=tokenizer)
+    ), tokenizer
 
 def _apart(function, *args):
     "Call a function in a process of its own that sees one GPU at most, and gives its memory back at its end."
@@ -309,7 +475,11 @@ def _apart(function, *args):
     from concurrent.futures import ProcessPoolExecutor
     from compeffdist.workers import _environment
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    with _environment(CUDA_VISIBLE_DEVICES=first), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool: return pool.submit(function, *args).result()
+    with (
+        _environment(CUDA_VISIBLE_DEVICES=first),
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
+    ):
+        return pool.submit(function, *args).result()
 
 # %% ../nbs/14a_plan.ipynb #7565eb57
 def _student_speed(s, steps):
@@ -322,19 +492,32 @@ def _student_speed(s, steps):
     try:
         (model, tokenizer), one = _student(s), s.model_copy(update=dict(train_epochs=1.0))
         rows = _sample_rows(s, steps*s.train_batch*s.train_accumulation)
-        with tempfile.TemporaryDirectory() as folder: model, log = finetune(model, tokenizer, rows, one, Path(folder), s.seed, "calibration: training")
+        with tempfile.TemporaryDirectory() as folder:
+            model, log = finetune(model, tokenizer, rows, one, Path(folder), s.seed, "calibration: training")
         if torch.cuda.is_available(): model = model.to("cuda")
         begin = time.perf_counter()
-        read = score(model, tokenizer, rows[:max(1, len(rows)//2)], "rank", **scoring_arguments(s, model), progress=True)
-        return log["tokens_per_second"], sum(a + b for a, b in zip(read["n_tokens"], read["n_prompt_tokens"]))/(time.perf_counter() - begin)
+        read = score(
+            model, tokenizer, rows[:max(1, len(rows)//2)], "rank",
+            **scoring_arguments(s, model), progress=True,
+        )
+        return (
+            log["tokens_per_second"],
+            sum(a + b for a, b in zip(read["n_tokens"], read["n_prompt_tokens"]))/(time.perf_counter() - begin),
+        )
     finally: torch.set_num_threads(threads)
 
 # %% ../nbs/14a_plan.ipynb #282405fa
 def _teacher_prompts(s, n):
-    "Prompts as a run has them: one enumeration of attributes to four tasks for the embedded teacher, whose time depends on the kind; for a model, texts that it goes on writing about."
+    """Prompts as a run has them: one enumeration of attributes to four tasks for the embedded teacher,
+    whose time depends on the kind; for a model, texts that it goes on writing about.
+    """
     from compeffdist.corpus import render_prompt
     from compeffdist.grammar import generate
-    task = dict(name="Tone Polarity", description="What sentiment does the text express? Output one of: negative, neutral, positive.", demonstrations=[])
+    task = dict(
+        name="Tone Polarity",
+        description="What sentiment does the text express? Output one of: negative, neutral, positive.",
+        demonstrations=[],
+    )
     if s.teacher_backend != "embedded": return [enumerate_prompt(r["prompt"]) for r in _sample_rows(s, n)]
     texts = [i.text for i in generate(n, "product", s.seed)]
     return [render_prompt("task", task, t) if i % 5 else enumerate_prompt(t) for i, t in enumerate(texts)]
@@ -343,13 +526,25 @@ def _teacher_speed(s, requests):
     "Requests a second, tokens read and tokens written a second; None where an API answers."
     from compeffdist.teacher import Request, load_teacher
     if s.teacher_backend not in ("embedded", "transformers", "vllm"): return None
-    teacher, prompts = load_teacher(s), iter(_teacher_prompts(s, 3*requests)) # none twice: the analyst remembers texts, vLLM beginnings of prompts
+    # none twice: the analyst remembers texts, vLLM beginnings of prompts
+    teacher, prompts = load_teacher(s), iter(_teacher_prompts(s, 3*requests))
     def asked(most):
         rows = [next(prompts) for _ in range(requests)]
         begin = time.perf_counter()
-        answers = list(teacher.generate([Request(f"calibration/{i}", p, max_tokens=most) for i, p in enumerate(rows)], list(range(len(rows)))))
-        if dead := [a.error for a in answers if a.text is None]: raise UserError(f"The teacher {s.teacher_model!r} failed on {len(dead)} of {len(rows)} prompts: {dead[0]}. Correct teacher_… in settings.ini.")
-        return time.perf_counter() - begin, sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)
+        answers = list(teacher.generate(
+            [Request(f"calibration/{i}", p, max_tokens=most) for i, p in enumerate(rows)],
+            list(range(len(rows))),
+        ))
+        if dead := [a.error for a in answers if a.text is None]:
+            raise UserError(
+                f"The teacher {s.teacher_model!r} failed on {len(dead)} of {len(rows)} prompts: {dead[0]}. "
+                "Correct teacher_… in settings.ini."
+            )
+        return (
+            time.perf_counter() - begin,
+            sum(a.prompt_tokens for a in answers),
+            sum(a.completion_tokens for a in answers),
+        )
     asked(1) # loads the model
     reading, read, _ = asked(1)
     both, _, written = asked(min(s.plan_answer_tokens, s.answer_max_tokens))
@@ -358,8 +553,18 @@ def _teacher_speed(s, requests):
 # %% ../nbs/14a_plan.ipynb #610aceb0
 def _shares(s, parameters, devices, **rates):
     "Tokens a second as shares of what the devices could do; raises `UserError` for more than all of it."
-    out = {f"plan_share_{k}": float(f"{v*parameters*(6 if k == 'train' else 2)/(devices*s.plan_device_tflops*1e12):.3g}") for k, v in rates.items()}
-    if over := next((k for k, v in out.items() if v > 1), None): raise UserError(f"Calibration measured {over} = {out[over]:g}, more than the device can do: plan_device_tflops = {s.plan_device_tflops:g} is too low for it. Set it to the data sheet's dense bf16 rate.")
+    out = {
+        f"plan_share_{k}": float(
+            f"{v*parameters*(6 if k == 'train' else 2)/(devices*s.plan_device_tflops*1e12):.3g}"
+        )
+        for k, v in rates.items()
+    }
+    if over := next((k for k, v in out.items() if v > 1), None):
+        raise UserError(
+            f"Calibration measured {over} = {out[over]:g}, more than the device can do: "
+            f"plan_device_tflops = {s.plan_device_tflops:g} is too low for it. "
+            "Set it to the data sheet's dense bf16 rate."
+        )
     return out
 
 def calibrate(
@@ -373,9 +578,15 @@ def calibrate(
     train, read = _apart(_student_speed, s, steps) if torch.cuda.is_available() else _student_speed(s, steps)
     if _stand_in(s.families[0], s): out |= dict(plan_train_speed=round(train), plan_read_speed=round(read))
     else: out |= _shares(s, _size(s.families[0], s), 1, train=train, read=read)
-    if (speed := _teacher_speed(s, max(requests, s.teacher_batch) if s.teacher_backend == "vllm" else requests)) is None: return out
+    if (
+        speed := _teacher_speed(s, max(requests, s.teacher_batch) if s.teacher_backend == "vllm" else requests)
+    ) is None:
+        return out
     if s.teacher_backend == "embedded": return out | dict(plan_embedded_speed=round(speed[0]))
-    return out | _shares(s, _size("teacher", s), s.teacher_tensor_parallel if s.teacher_backend == "vllm" else 1, read=speed[1], write=speed[2])
+    return out | _shares(
+        s, _size("teacher", s), s.teacher_tensor_parallel if s.teacher_backend == "vllm" else 1,
+        read=speed[1], write=speed[2],
+    )
 
 # %% ../nbs/14a_plan.ipynb #178735ae
 def main(
@@ -391,9 +602,15 @@ def main(
         if wanted.calibrate:
             measured = calibrate(settings)
             settings = load_settings(wanted.profile, **measured)
-            print(f"Measured here; to keep it, write into settings.ini, section [{wanted.profile}]:", *[f"{k} = {v:g}" for k, v in measured.items()], "", sep="\n")
+            print(
+                f"Measured here; to keep it, write into settings.ini, section [{wanted.profile}]:",
+                *[f"{k} = {v:g}" for k, v in measured.items()],
+                "",
+                sep="\n",
+            )
         print(describe(settings), "\n\nLeft out of this profile:\n- " + "\n- ".join(left_out(settings)), sep="")
-        if (made := last_run(settings)) is not None: print("\nThe last run:\n" + actual(settings, made).round(3).to_string(index=False))
+        if (made := last_run(settings)) is not None:
+            print("\nThe last run:\n" + actual(settings, made).round(3).to_string(index=False))
     except UserError as e: print(f"\nERROR {e}", file=sys.stderr); return 2
     return 0
 

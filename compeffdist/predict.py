@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from .evaluate import Student, budget, build_prompt, answer_logprobs, decode_tokens, encode, label_paths, last_logits, one_line, stop_tokens
+from .evaluate import (
+    Student, budget, build_prompt, answer_logprobs, decode_tokens,
+    encode, label_paths, last_logits, one_line, stop_tokens)
 from .sentibench import Task, first_array, get_task, parse_array
 from .settings import Settings, UserError, load_settings
 from .store import read_json, read_rows
@@ -60,7 +62,9 @@ def label_probabilities(
         group = groups.pop()
         depth = next(d for d in range(99) if len({tuple(paths[l][d:d + 1]) for l in group}) > 1)
         tokens = sorted({paths[l][depth] for l in group})
-        share = last_logits(model, [list(i) + paths[group[0]][:depth] for i in ids], tokens, batch_tokens).softmax(-1).tolist()
+        share = last_logits(
+            model, [list(i) + paths[group[0]][:depth] for i in ids], tokens, batch_tokens
+        ).softmax(-1).tolist()
         for row, p in zip(out, share):
             for l in group: row[l] *= p[tokens.index(paths[l][depth])]
         groups += [g for t in tokens if len(g := tuple(l for l in group if paths[l][depth] == t)) > 1]
@@ -68,39 +72,60 @@ def label_probabilities(
 
 # %% ../nbs/11b_predict.ipynb #4db0e558
 def _check_texts(texts):
-    if isinstance(texts, str): raise UserError(f"Expected a list of texts, got one string: {texts[:40]!r}. Write [text].")
+    if isinstance(texts, str):
+        raise UserError(f"Expected a list of texts, got one string: {texts[:40]!r}. Write [text].")
     for i, t in enumerate(texts):
-        if not isinstance(t, str) or not t.strip(): raise UserError(f"Text {i} is {'empty' if isinstance(t, str) else type(t).__name__}: {t!r}. Each text must be a non-empty string.")
+        if not isinstance(t, str) or not t.strip():
+            raise UserError(
+                f"Text {i} is {'empty' if isinstance(t, str) else type(t).__name__}: {t!r}. "
+                "Each text must be a non-empty string."
+            )
 
 def _read_tuples(task, raw):
     "The items that have all fields as strings, and whether that is all of the answer."
     found, status = parse_array(first_array(raw))
-    whole = [{f: i[f].strip() for f in task.fields} for i in found if isinstance(i, dict) and all(isinstance(i.get(f), str) for f in task.fields)]
+    whole = [
+        {f: i[f].strip() for f in task.fields}
+        for i in found
+        if isinstance(i, dict) and all(isinstance(i.get(f), str) for f in task.fields)
+    ]
     return tuple(whole), status == "json" and len(whole) == len(found)
 
 class Analyzer(Student):
     "The evaluation's student, asked without demonstrations; see `SentimentAnalyzer`."
     def _ids(self, task, texts, targets=None):
         _check_texts(texts)
-        if task.name == "pstance" and (targets is None or len(targets) != len(texts)): raise UserError(f"Stance needs one target for each of the {len(texts)} texts, got {None if targets is None else len(targets)}. Pass targets=[…].")
+        if task.name == "pstance" and (targets is None or len(targets) != len(texts)):
+            raise UserError(
+                f"Stance needs one target for each of the {len(texts)} texts, "
+                f"got {None if targets is None else len(targets)}. Pass targets=[…]."
+            )
         records = [dict(sentence=t) | (dict(target=targets[i]) if targets else {}) for i, t in enumerate(texts)]
         if not records: return []
         prompts = [build_prompt(task, r, (), self.settings.max_words) for r in records]
-        return self._fit(encode(self.tokenizer, prompts, self.settings.eval_chat_template), budget(task, self.settings))
+        return self._fit(
+            encode(self.tokenizer, prompts, self.settings.eval_chat_template), budget(task, self.settings)
+        )
 
     def _written(self, ids, limit, stop):
         "Greedy answers, and how probable each of them is by token."
         made = decode_tokens(self.model, ids, [limit]*len(ids), stop, self.settings.eval_batch_tokens)
-        return made, [math.exp(sum(p)/len(p)) for p in answer_logprobs(self.model, ids, made, self.settings.eval_batch_tokens)]
+        return made, [
+            math.exp(sum(p)/len(p))
+            for p in answer_logprobs(self.model, ids, made, self.settings.eval_batch_tokens)
+        ]
 
     def _cut(self, text): return one_line(text, self.settings.max_words) != one_line(text)
 
     def _fit(self, ids, limit):
         room = self.context - limit
-        if long := [i for i, row in enumerate(ids) if len(row) > room]: raise UserError(f"Text {long[0]} with its instruction has {len(ids[long[0]])} tokens; {room} fit ({self.context} of context less {limit} to generate). Shorten it, or pass settings with max_words or a larger eval_context.")
+        if long := [i for i, row in enumerate(ids) if len(row) > room]:
+            raise UserError(
+                f"Text {long[0]} with its instruction has {len(ids[long[0]])} tokens; "
+                f"{room} fit ({self.context} of context less {limit} to generate). "
+                "Shorten it, or pass settings with max_words or a larger eval_context."
+            )
         return ids
-
-
 
 # %% ../nbs/11b_predict.ipynb #853a587d
 class TaskAnalyzer(Analyzer):
@@ -113,8 +138,12 @@ class TaskAnalyzer(Analyzer):
     ) -> list[Label]: # in order
         "Label texts by a SentiBench task."
         task = get_task(task)
-        if not task.labels: raise UserError(f"{task.name} extracts tuples, it has no labels. Use .extract({task.name!r}, texts).")
-        ids, paths = self._ids(task, texts, targets), label_paths(task, self.tokenizer, self.settings.eval_chat_template)
+        if not task.labels:
+            raise UserError(f"{task.name} extracts tuples, it has no labels. Use .extract({task.name!r}, texts).")
+        ids, paths = (
+            self._ids(task, texts, targets),
+            label_paths(task, self.tokenizer, self.settings.eval_chat_template),
+        )
         rows = label_probabilities(self.model, ids, paths, self.settings.eval_batch_tokens) if ids else []
         return [Label(t, best := max(p, key=p.get), p[best], p, self._cut(t)) for t, p in zip(texts, rows)]
 
@@ -125,11 +154,15 @@ class TaskAnalyzer(Analyzer):
     ) -> list[Tuples]: # in order
         "Extract tuples by a SentiBench task."
         task = get_task(task)
-        if task.labels: raise UserError(f"{task.name} has labels, it extracts nothing. Use .classify({task.name!r}, texts).")
+        if task.labels:
+            raise UserError(f"{task.name} has labels, it extracts nothing. Use .classify({task.name!r}, texts).")
         ids, s = self._ids(task, texts), self.settings
         made, scores = self._written(ids, budget(task, s), stop_tokens(self.tokenizer, s.eval_chat_template))
         raws = self.tokenizer.batch_decode(made, skip_special_tokens=True) if made else []
-        return [Tuples(t, *_read_tuples(task, raw), score, raw, self._cut(t)) for t, raw, score in zip(texts, raws, scores)]
+        return [
+            Tuples(t, *_read_tuples(task, raw), score, raw, self._cut(t))
+            for t, raw, score in zip(texts, raws, scores)
+        ]
 
 # %% ../nbs/11b_predict.ipynb #e2d69c4a
 class SentimentAnalyzer(TaskAnalyzer):
@@ -138,11 +171,14 @@ class SentimentAnalyzer(TaskAnalyzer):
     def from_pretrained(
         cls,
         path: "str|Path", # a checkpoint with its tokenizer, e.g. outputs/tiny/artifacts/student-llama-distilled
-        settings: Settings|None = None, # budgets, batch size, max_words (longer texts are cut, and marked `cut`), chat template; those of the profile that trained it if None
+        settings: Settings|None = None, # budgets, batches, max_words (sets `cut`), chat template; None: the profile's
     ) -> "SentimentAnalyzer":
         "Load a checkpoint with the settings of the profile that trained it; raises `UserError` if there is none."
         log = Path(path)/"log.json"
-        return super().from_pretrained(path, settings or load_settings(read_json(log).get("profile", "tiny") if log.is_file() else "tiny"))
+        return super().from_pretrained(
+            path,
+            settings or load_settings(read_json(log).get("profile", "tiny") if log.is_file() else "tiny"),
+        )
 
     def ask(
         self,
@@ -154,12 +190,21 @@ class SentimentAnalyzer(TaskAnalyzer):
         from compeffdist.corpus import render_prompt
         _check_texts(texts)
         prompts = [render_prompt("analysis", instruction, t, max_words=self.settings.max_words) for t in texts]
-        ids = self._fit(encode(self.tokenizer, prompts, self.settings.eval_chat_template), max_new_tokens) if texts else []
+        ids = (
+            self._fit(encode(self.tokenizer, prompts, self.settings.eval_chat_template), max_new_tokens)
+            if texts
+            else []
+        )
         end = self.tokenizer.eos_token_id
         made, scores = self._written(ids, max_new_tokens, [end])
-        return [Reply(t, self.tokenizer.decode(k, skip_special_tokens=True).strip(), k[-1] == end, score, self._cut(t)) for t, k, score in zip(texts, made, scores)]
+        return [
+            Reply(t, self.tokenizer.decode(k, skip_special_tokens=True).strip(), k[-1] == end, score, self._cut(t))
+            for t, k, score in zip(texts, made, scores)
+        ]
 
-    def polarity(self, texts: Sequence[str], neutral: bool = True) -> list[Label]: return self.classify("twitter" if neutral else "sst2", texts)
+    def polarity(self, texts: Sequence[str], neutral: bool = True) -> list[Label]:
+        return self.classify("twitter" if neutral else "sst2", texts)
+
     def emotions(self, texts: Sequence[str]) -> list[Label]: return self.classify("tweeteval", texts)
     def aspects(self, texts: Sequence[str]) -> list[Tuples]: return self.extract("atsa_rest16", texts)
     def quadruples(self, texts: Sequence[str]) -> list[Tuples]: return self.extract("asqp_rest16", texts)
@@ -176,38 +221,93 @@ def student_facts(
 ) -> dict[str, str]: # family, system, profile, data, teacher, filter, base, training, command
     "What a run's folder tells about a student; raises `UserError` if it is no student of this project."
     path = Path(path)
-    if not (path/"log.json").is_file() or not (path/"config.json").is_file(): raise UserError(f"{path} is no student of this project: it has no {'config.json' if (path/'log.json').is_file() else 'log.json'}. Give a folder such as outputs/tiny/artifacts/student-llama-distilled.")
+    if not (path/"log.json").is_file() or not (path/"config.json").is_file():
+        raise UserError(
+            f"{path} is no student of this project: "
+            f"it has no {'config.json' if (path/'log.json').is_file() else 'log.json'}. "
+            "Give a folder such as outputs/tiny/artifacts/student-llama-distilled."
+        )
     log, run = read_json(path/"log.json"), path.parent
     own, sample = _stage_params(run, path.name).get("params", {}), _stage_params(run, log["sample"])
-    corpus = _stage_params(run, log["sample"] if log["sample"].startswith("corpus") else next((n for n in sample.get("inputs", {}) if n.startswith("corpus")), "corpus"))
-    texts, base, asked, chosen = (_stage_params(run, n).get("params", {}) for n in ("texts", f"base-{log['family']}", corpus.get("stage", ""), log["sample"]))
+    corpus = _stage_params(
+        run,
+        log["sample"]
+        if log["sample"].startswith("corpus")
+        else next((n for n in sample.get("inputs", {}) if n.startswith("corpus")), "corpus"),
+    )
+    texts, base, asked, chosen = (
+        _stage_params(run, n).get("params", {})
+        for n in ("texts", f"base-{log['family']}", corpus.get("stage", ""), log["sample"])
+    )
     before = next((n for n in _stage_params(run, path.name).get("inputs", {}) if n.startswith("student-")), None)
     known = lambda text, *values: text if all(v not in (None, "") for v in values) else "not known"
-    return dict(family=log["family"], system=log["system"], profile=log["profile"],
-        data=known(f"{log['counts']['rows_out']:,} prompt-answer rows over user texts of source {texts.get('texts_source')}", texts.get("texts_source")),
-        teacher=known(f"{asked.get('model')}, revision {asked.get('revision')}, back end {asked.get('backend')}", asked.get("model")) + (" (a rule-based stand-in, no language model)" if asked.get("backend") == "embedded" else ""),
-        filter="none, the whole corpus" if log["sample"].startswith("corpus") else known(f"{chosen.get('method')} sampling at rate {chosen.get('rate')}, a = {chosen.get('a')}, by {chosen.get('by')}", chosen.get("method")),
-        base=known(base.get("model") or f"{base.get('student_source')} student of family {log['family']}", base.get("student_source")) + (f", then {before}" if before else ""),
-        training=f"{log['steps']} steps" + "".join(f", {k.removeprefix('train_')} {own[k]}" for k in ("train_epochs", "train_lr", "train_batch", "train_accumulation", "train_lora_r") if k in own) + f", {log['precision']}",
-        command=f"make replicate PROFILE={log['profile']}" + " SENTIBENCH=<folder>" * (texts.get("texts_source") == "sentibench"))
+    return dict(
+        family=log["family"], system=log["system"], profile=log["profile"],
+        data=known(
+            f"{log['counts']['rows_out']:,} prompt-answer rows "
+            f"over user texts of source {texts.get('texts_source')}",
+            texts.get("texts_source"),
+        ),
+        teacher=known(
+            f"{asked.get('model')}, revision {asked.get('revision')}, back end {asked.get('backend')}",
+            asked.get("model"),
+        ) + (" (a rule-based stand-in, no language model)" if asked.get("backend") == "embedded" else ""),
+        filter="none, the whole corpus" if log["sample"].startswith("corpus") else known(
+            f"{chosen.get('method')} sampling at rate {chosen.get('rate')}, "
+            f"a = {chosen.get('a')}, by {chosen.get('by')}",
+            chosen.get("method"),
+        ),
+        base=known(
+            base.get("model") or f"{base.get('student_source')} student of family {log['family']}",
+            base.get("student_source"),
+        ) + (f", then {before}" if before else ""),
+        training=f"{log['steps']} steps" + "".join(
+            f", {k.removeprefix('train_')} {own[k]}"
+            for k in ("train_epochs", "train_lr", "train_batch", "train_accumulation", "train_lora_r")
+            if k in own
+        ) + f", {log['precision']}",
+        command=f"make replicate PROFILE={log['profile']}"
+            + " SENTIBENCH=<folder>" * (texts.get("texts_source") == "sentibench"),
+    )
 
 # %% ../nbs/11b_predict.ipynb #1812608f
 def _scores_table(path, facts):
     "The mean score of each task over the seeds, as Markdown."
     file = path.parent/f"evaluation-{facts['family']}-{facts['system']}"/"scores.parquet"
     if not file.is_file(): return "Not evaluated in this run."
-    rows = read_rows(file).to_pandas().groupby(["task", "metric"], sort=False).agg(score=("score", "mean"), items=("n_items", "first"), shots=("shots", "max")).reset_index()
-    return rows.assign(score=(100 * rows.score).round(1)).to_markdown(index=False) + "\n\nSentiBench protocol, in per cent, mean over the demonstration seeds; tasks and items as this run's profile has them."
+    rows = (
+        read_rows(file).to_pandas()
+        .groupby(["task", "metric"], sort=False)
+        .agg(score=("score", "mean"), items=("n_items", "first"), shots=("shots", "max"))
+        .reset_index()
+    )
+    return rows.assign(score=(100 * rows.score).round(1)).to_markdown(index=False) + (
+        "\n\nSentiBench protocol, in per cent, mean over the demonstration seeds; "
+        "tasks and items as this run's profile has them."
+    )
 
 def model_card(
     path: "str|Path", # a student's folder inside a run's artifacts
 ) -> str: # Markdown with the hub's header
     "A model card from what the run's folder tells."
     f = student_facts(path)
-    rows = [("Data", f["data"]), ("Teacher", f["teacher"]), ("Filter", f["filter"]), ("Base student", f["base"]), ("Training", f["training"]), ("Licence", "none stated; texts, teacher and base student have terms of their own"), ("Command", f"`{f['command']}`")]
-    return (f"---\nlanguage: en\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [sentiment-analysis, distillation, compeffdist]\n---\n\n# {f['system']} ({f['family']}, profile {f['profile']})\n\n"
-        "A sentiment model distilled by compeffdist, an independent replication of CompEffDist (EMNLP 2025).\n\n| | |\n|---|---|\n" + "".join(f"| {k} | {v} |\n" for k, v in rows)
-        + f"\n## Scores\n\n{_scores_table(Path(path), f)}\n\n## Use\n\n```python\nfrom compeffdist.predict import SentimentAnalyzer\nSentimentAnalyzer.from_pretrained(\"<this folder>\").polarity([\"The soup was lovely.\"])\n```\n")
+    rows = [
+        ("Data", f["data"]), ("Teacher", f["teacher"]), ("Filter", f["filter"]),
+        ("Base student", f["base"]), ("Training", f["training"]),
+        ("Licence", "none stated; texts, teacher and base student have terms of their own"),
+        ("Command", f"`{f['command']}`"),
+    ]
+    return (
+        "---\nlanguage: en\nlibrary_name: transformers\npipeline_tag: text-generation\n"
+        "tags: [sentiment-analysis, distillation, compeffdist]\n---\n\n"
+        f"# {f['system']} ({f['family']}, profile {f['profile']})\n\n"
+        "A sentiment model distilled by compeffdist, an independent replication of CompEffDist (EMNLP 2025).\n\n"
+        "| | |\n|---|---|\n"
+        + "".join(f"| {k} | {v} |\n" for k, v in rows)
+        + f"\n## Scores\n\n{_scores_table(Path(path), f)}\n\n"
+          "## Use\n\n```python\nfrom compeffdist.predict import SentimentAnalyzer\n"
+          "SentimentAnalyzer.from_pretrained(\"<this folder>\").polarity([\"The soup was lovely.\"])\n```\n"
+    )
 
 def export_student(
     path: "str|Path", # a student's folder inside a run's artifacts
@@ -216,7 +316,8 @@ def export_student(
     "Copy a student with its model card; raises `UserError` if it is none, or if the target holds anything."
     path, to = Path(path), Path(to)
     card = model_card(path)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())): raise UserError(f"{to} exists and is not empty. Name a new folder.")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"{to} exists and is not empty. Name a new folder.")
     shutil.copytree(path, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("stage.json"))
     (to/"README.md").write_text(card, encoding="utf-8")
     return to

@@ -62,7 +62,13 @@ def coverage(
     similar, counts = attributes @ instructions.T, np.asarray(counts, dtype=float)
     best, own = similar.max(1), np.asarray(owner)[similar.argmax(1)] == np.asarray(home)
     share = Counter(owner)
-    return dict(nearest=float(best.mean()), nearest_weighted=float(np.average(best, weights=counts)), own=float(own.mean()), own_weighted=float(np.average(own, weights=counts)), own_chance=float(np.mean([share[h] / len(owner) for h in home])))
+    return dict(
+        nearest=float(best.mean()),
+        nearest_weighted=float(np.average(best, weights=counts)),
+        own=float(own.mean()),
+        own_weighted=float(np.average(own, weights=counts)),
+        own_chance=float(np.mean([share[h] / len(owner) for h in home])),
+    )
 
 # %% ../nbs/06b_quality.ipynb #3b563e37
 def label_faults(
@@ -73,18 +79,26 @@ def label_faults(
     if task["type"] != "closed classification": return []
     shown = Counter(d["output"].strip() for d in task["demonstrations"])
     spelt, faults = Counter(l.lower() for l in shown), []
-    if len(spelt) < 2: faults.append(("fewer than two labels shown", ", ".join(shown)))
-    elif (top := shown.most_common(1)[0])[1] > most * sum(shown.values()): faults.append((f"one label in more than {most:.0%} of the demonstrations", top[0]))
+    if len(spelt) < 2:
+        faults.append(("fewer than two labels shown", ", ".join(shown)))
+    elif (top := shown.most_common(1)[0])[1] > most * sum(shown.values()):
+        faults.append((f"one label in more than {most:.0%} of the demonstrations", top[0]))
     faults += [("label spelt in two ways", l) for l, n in spelt.items() if n > 1]
     said = task["description"].lower()
-    return faults + [("label not in the definition", l) for l in shown if not re.search(rf"(?<!\w){re.escape(l.lower())}(?!\w)", said)]
+    return faults + [
+        ("label not in the definition", l) for l in shown
+        if not re.search(rf"(?<!\w){re.escape(l.lower())}(?!\w)", said)
+    ]
 
 def format_faults(
     task: Mapping, # type, description, demonstrations
 ) -> list[tuple[str, str]]: # reason, input
     "Demonstrations that the builder's filter would refuse beside the others of their task."
     rows, usual = task["demonstrations"], in_usual_format(task["demonstrations"])
-    judged = ((demonstration_fault(r, dict(task, demonstrations=[u for u in usual if u is not r])), r["input"]) for r in rows)
+    judged = (
+        (demonstration_fault(r, dict(task, demonstrations=[u for u in usual if u is not r])), r["input"])
+        for r in rows
+    )
     return [(f"demonstration: {fault}", text) for fault, text in judged if fault]
 
 # %% ../nbs/06b_quality.ipynb #27d26d82
@@ -92,19 +106,44 @@ def instruction_texts(
     instructions: Mapping[str, Mapping], # perspective id -> analysis, tasks
 ) -> list[dict]: # perspective, kind (analysis or task), id, text
     "Every analysis prompt and task definition as one text."
-    return [row for p, v in instructions.items() for row in
-        [dict(perspective=p, kind="analysis", id=f"p{p:>03}-a{n}", text=t) for n, t in enumerate(v["analysis"])] + [dict(perspective=p, kind="task", id=t["id"], text=f"{t['name']}. {t['description']}") for t in v["tasks"]]]
+    return [
+        row for p, v in instructions.items()
+        for row in [
+            dict(perspective=p, kind="analysis", id=f"p{p:>03}-a{n}", text=t)
+            for n, t in enumerate(v["analysis"])
+        ] + [
+            dict(perspective=p, kind="task", id=t["id"], text=f"{t['name']}. {t['description']}")
+            for t in v["tasks"]
+        ]
+    ]
 
 def find_faults(
     instructions: Mapping[str, Mapping], # perspective id -> analysis, tasks
 ) -> list[dict]: # perspective, id, reason, item
     "Everything that looks wrong in a set, one row each: repeats, labels, formats."
     texts = instruction_texts(instructions)
-    rows = [dict(perspective=t["perspective"], id=t["id"], reason=f"{r['reason']} repeat of an instruction", item=texts[r["of"]]["id"]) for r in find_repeats([t["text"] for t in texts]) for t in [texts[r["position"]]]]
+    rows = [
+        dict(
+            perspective=t["perspective"], id=t["id"],
+            reason=f"{r['reason']} repeat of an instruction", item=texts[r["of"]]["id"],
+        )
+        for r in find_repeats([t["text"] for t in texts])
+        for t in [texts[r["position"]]]
+    ]
     tasks = [(p, t) for p, v in instructions.items() for t in v["tasks"]]
-    rows += [dict(perspective=p, id=t["id"], reason=reason, item=item) for p, t in tasks for reason, item in label_faults(t) + format_faults(t)]
+    rows += [
+        dict(perspective=p, id=t["id"], reason=reason, item=item)
+        for p, t in tasks
+        for reason, item in label_faults(t) + format_faults(t)
+    ]
     shown = [(p, t["id"], d["input"]) for p, t in tasks for d in t["demonstrations"]]
-    return rows + [dict(perspective=shown[r["position"]][0], id=shown[r["position"]][1], reason=f"{r['reason']} repeat of a demonstration's input", item=shown[r["position"]][2][:200]) for r in find_repeats([x for _, _, x in shown])]
+    return rows + [
+        dict(
+            perspective=shown[r["position"]][0], id=shown[r["position"]][1],
+            reason=f"{r['reason']} repeat of a demonstration's input", item=shown[r["position"]][2][:200],
+        )
+        for r in find_repeats([x for _, _, x in shown])
+    ]
 
 def types_covered(
     instructions: Mapping[str, Mapping], # perspective id -> analysis, tasks
@@ -113,7 +152,13 @@ def types_covered(
     "Which kinds of task each perspective has; `analysis` stands for its prompts."
     bad, n = set(faulty), len(instructions)
     if not n: raise UserError("The instruction set is empty. Run notebook 06_instructions first.")
-    valid = {t: sum(any(x["type"] == t and x["id"] not in bad and x["demonstrations"] for x in v["tasks"]) for v in instructions.values()) / n for t in TYPES}
+    valid = {
+        t: sum(
+            any(x["type"] == t and x["id"] not in bad and x["demonstrations"] for x in v["tasks"])
+            for v in instructions.values()
+        ) / n
+        for t in TYPES
+    }
     return valid | dict(analysis=sum(bool(v["analysis"]) for v in instructions.values()) / n)
 
 # %% ../nbs/06b_quality.ipynb #305b29ee
@@ -125,18 +170,44 @@ def quality_table(
 ) -> list[dict]: # part, measure, value
     "The measures of this notebook for one set."
     texts = instruction_texts(instructions)
-    if not texts: raise UserError("The instruction set holds no prompt and no task. Run notebook 06_instructions first.")
+    if not texts:
+        raise UserError("The instruction set holds no prompt and no task. Run notebook 06_instructions first.")
     vectors, kinds = embedder([t["text"] for t in texts]), [t["kind"] for t in texts]
     rows = []
     for kind in ("analysis", "task"):
         at = [i for i, k in enumerate(kinds) if k == kind]
-        if at: rows += [dict(part="diversity", measure=f"{kind}: {name}", value=value) for name, value in (("texts", len(at)), ("distinct-1", distinct_n([texts[i]["text"] for i in at], 1)), ("distinct-2", distinct_n([texts[i]["text"] for i in at], 2)), ("dispersion", dispersion(vectors[at])))]
-    reach = coverage(embedder(list(perspectives["attribute"])), perspectives["count"], perspectives["perspective"].astype(str), vectors, [t["perspective"] for t in texts])
-    words = dict(nearest="cosine of an attribute to its nearest instruction", nearest_weighted="cosine of a mention to its nearest instruction", own="attributes whose nearest instruction is of their own perspective", own_weighted="mentions whose nearest instruction is of their own perspective", own_chance="attributes whose nearest instruction is of their own perspective, by chance")
+        if at:
+            rows += [
+                dict(part="diversity", measure=f"{kind}: {name}", value=value)
+                for name, value in (
+                    ("texts", len(at)),
+                    ("distinct-1", distinct_n([texts[i]["text"] for i in at], 1)),
+                    ("distinct-2", distinct_n([texts[i]["text"] for i in at], 2)),
+                    ("dispersion", dispersion(vectors[at])),
+                )
+            ]
+    reach = coverage(
+        embedder(list(perspectives["attribute"])),
+        perspectives["count"], perspectives["perspective"].astype(str),
+        vectors, [t["perspective"] for t in texts],
+    )
+    words = dict(
+        nearest="cosine of an attribute to its nearest instruction",
+        nearest_weighted="cosine of a mention to its nearest instruction",
+        own="attributes whose nearest instruction is of their own perspective",
+        own_weighted="mentions whose nearest instruction is of their own perspective",
+        own_chance="attributes whose nearest instruction is of their own perspective, by chance",
+    )
     rows += [dict(part="coverage", measure=words[k], value=v) for k, v in reach.items()]
     bad = {f["id"] for f in faults if f["reason"].startswith(("fewer than two", "one label in", "label"))}
-    rows += [dict(part="perspectives with a valid task", measure=k, value=v) for k, v in types_covered(instructions, bad).items()]
-    return rows + [dict(part="findings", measure=k, value=v) for k, v in sorted(Counter(f["reason"] for f in faults).items())]
+    rows += [
+        dict(part="perspectives with a valid task", measure=k, value=v)
+        for k, v in types_covered(instructions, bad).items()
+    ]
+    return rows + [
+        dict(part="findings", measure=k, value=v)
+        for k, v in sorted(Counter(f["reason"] for f in faults).items())
+    ]
 
 # %% ../nbs/06b_quality.ipynb #923529e3
 def step_counts(
@@ -144,18 +215,52 @@ def step_counts(
     top: int = 5, # reasons shown for each step; the rest is summed up
 ) -> list[dict]: # step, rows, dropped, reasons
     "Texts, mentions, attributes, perspectives, tasks proposed and kept, demonstrations, with drops by reason."
-    facts = {s["stage"]: s["counts"] for s in store.stages() if s["stage"] in ("texts", "attributes", "perspectives", "instructions")}
+    facts = {
+        s["stage"]: s["counts"] for s in store.stages()
+        if s["stage"] in ("texts", "attributes", "perspectives", "instructions")
+    }
     instructions = store.json("instructions", "instructions.json")
     t = facts["texts"]
-    why = {"texts": Counter({w: n for w, n in (("empty", t["empty"]), ("said before", t["duplicates"]), ("a test text", t["exact"]), ("nearly a test text", t["near"]), ("more than texts_total", t["rows_in"] - t["rows_out"] - sum(t[k] for k in ("empty", "duplicates", "exact", "near")))) if n}),
-        "enumeration": Counter(store.rows("attributes", "malformed.parquet")["reason"])}
-    for step, reason in zip(*(store.rows("instructions", "dropped.parquet")[c] for c in ("step", "reason"))): why.setdefault(step, Counter())[reason] += 1
+    why = {
+        "texts": Counter({
+            w: n for w, n in (
+                ("empty", t["empty"]),
+                ("said before", t["duplicates"]),
+                ("a test text", t["exact"]),
+                ("nearly a test text", t["near"]),
+                (
+                    "more than texts_total",
+                    t["rows_in"] - t["rows_out"] - sum(t[k] for k in ("empty", "duplicates", "exact", "near")),
+                ),
+            )
+            if n
+        }),
+        "enumeration": Counter(store.rows("attributes", "malformed.parquet")["reason"]),
+    }
+    for step, reason in zip(*(store.rows("instructions", "dropped.parquet")[c] for c in ("step", "reason"))):
+        why.setdefault(step, Counter())[reason] += 1
     def row(step, rows, *steps, lost=None):
         reasons = sum((why.get(s, Counter()) for s in steps), Counter())
-        shown = [f"{r} ({n:,})" for r, n in reasons.most_common(top)] + ([f"{len(reasons) - top} other reasons ({sum(n for _, n in reasons.most_common()[top:]):,})"] if len(reasons) > top else [])
-        return dict(step=step, rows=rows, dropped=sum(reasons.values()) if lost is None else lost, reasons="; ".join(shown) or "–")
+        shown = [f"{r} ({n:,})" for r, n in reasons.most_common(top)] + (
+            [f"{len(reasons) - top} other reasons ({sum(n for _, n in reasons.most_common()[top:]):,})"]
+            if len(reasons) > top else []
+        )
+        return dict(
+            step=step, rows=rows, dropped=sum(reasons.values()) if lost is None else lost,
+            reasons="; ".join(shown) or "–",
+        )
     a, kept = facts["attributes"], sum(len(v["tasks"]) for v in instructions.values())
     lost = sum(why.get("definition", Counter()).values())
-    return [row("user texts", t["rows_out"], "texts"), row("texts asked about", a["rows_in"], lost=a["dead"]), row("mentions read", a["mentions"], "enumeration"), row("attributes named", a["names"]), row("attributes after the threshold", a["rows_out"]) | dict(dropped=a["names"] - a["rows_out"], reasons="seen too rarely"),
-        row("perspectives", facts["perspectives"]["perspectives"], "perspective"), row("analysis prompts", facts["instructions"]["analysis"], "analysis"), row("tasks proposed", kept + lost, "tasks"), row("tasks kept", kept, "definition"),
-        row("demonstrations", facts["instructions"]["demonstrations"], "example", "demonstration")]
+    return [
+        row("user texts", t["rows_out"], "texts"),
+        row("texts asked about", a["rows_in"], lost=a["dead"]),
+        row("mentions read", a["mentions"], "enumeration"),
+        row("attributes named", a["names"]),
+        row("attributes after the threshold", a["rows_out"])
+            | dict(dropped=a["names"] - a["rows_out"], reasons="seen too rarely"),
+        row("perspectives", facts["perspectives"]["perspectives"], "perspective"),
+        row("analysis prompts", facts["instructions"]["analysis"], "analysis"),
+        row("tasks proposed", kept + lost, "tasks"),
+        row("tasks kept", kept, "definition"),
+        row("demonstrations", facts["instructions"]["demonstrations"], "example", "demonstration"),
+    ]

@@ -33,7 +33,11 @@ def tokenize(
         low = m.group().lower().replace("’", "'")
         if low == "n't" and out:
             stem = {"ca": "can", "wo": "won"}.get(out[-1].low, out[-1].low)
-            out[-1] = Token("won't" if stem == "won" else "can't" if stem == "can" else stem + "n't", out[-1].start, m.end())
+            out[-1] = Token(
+                "won't" if stem == "won" else "can't" if stem == "can" else stem + "n't",
+                out[-1].start,
+                m.end(),
+            )
         else:
             out.append(Token(low[1:] if low[0] == "#" and len(low) > 1 else low, m.start(), m.end()))
     return out
@@ -73,7 +77,11 @@ def _add_cues(t: SimpleNamespace, cue: Mapping) -> None:
     t.close_phrases = _trie({p: 1.0 for p in cue["intimacy"]["phrases"]})
     t.distant, t.informal, t.formal = set(cue["intimacy"]["distant"]), set(cue["informal"]), set(cue["formal"])
     t.objective = set(cue["objective"])
-    t.favor, t.against = _trie({p: 1.0 for p in cue["stance"]["favor"]}), _trie({p: -(1.0, 1.5, 2.5)[min(len(p.split()), 3) - 1] for p in cue["stance"]["against"]})
+    t.favor, t.against = (
+        _trie({p: 1.0 for p in cue["stance"]["favor"]}),
+        _trie({p: -(1.0, 1.5, 2.5)[min(len(p.split()), 3) - 1] for p in cue["stance"]["against"]}),
+    )
+
 @functools.cache
 def tables() -> SimpleNamespace:
     "Load the word tables once and index them."
@@ -98,7 +106,8 @@ def tables() -> SimpleNamespace:
     return t
 
 # %% ../nbs/02c_reading.ipynb #8d838b71
-DIMENSIONS: dict[str, dict] = read_table("labels")["dimensions"]  # name -> {"labels": {canonical: [other names]}, "keywords": [...]}
+# name -> {"labels": {canonical: [other names]}, "keywords": [...]}
+DIMENSIONS: dict[str, dict] = read_table("labels")["dimensions"]
 
 # %% ../nbs/02c_reading.ipynb #fd185be7
 @dataclass(frozen=True, slots=True)
@@ -113,7 +122,8 @@ class Hit:
     neutral: bool = False  # says that something is just average
 
 def _context(lows: Sequence[str], i: int, wide: int, negatable: bool) -> tuple[float, int | None, int]:
-    "What stands before an opinion word: how much it is strengthened, its negator, and where the whole expression begins."
+    """What stands before an opinion word: how much it is strengthened, its negator,
+    and where the whole expression begins."""
     t, boost, k = tables(), 1.0, wide - 1
     while k >= 0 and i - k <= 4:
         w = lows[k]
@@ -139,8 +149,12 @@ def find_hits(
             continue
         wide = i
         while n > 1 and lows[wide] in t.modals: wide, i, n = wide + 1, i + 1, n - 1
-        while n > 1 and (lows[i] in t.up or lows[i] in ("a", "an", "highly", "strongly", "definitely")): i, n = i + 1, n - 1
-        boost, negator, wide = _context(lows, i, min(wide, i), negatable=n == 1 and not (plain and lows[i] in ("special", "average")))
+        while n > 1 and (lows[i] in t.up or lows[i] in ("a", "an", "highly", "strongly", "definitely")):
+            i, n = i + 1, n - 1
+        boost, negator, wide = _context(
+            lows, i, min(wide, i),
+            negatable=n == 1 and not (plain and lows[i] in ("special", "average")),
+        )
         first = i if negator is None or wide > negator else wide
         if negator is not None: v *= -0.7
         out.append(Hit(first, i, i + n, v * boost, negator is not None, min(wide, first), bool(plain)))
@@ -160,7 +174,10 @@ def _valence(text: str, tokens: Sequence[Token], hits: Sequence[Hit]) -> float:
     words = text.split()
     short = text if len(words) <= 150 else " ".join(words[:75] + words[-75:])  # VADER is quadratic in places
     compound = _vader().polarity_scores(short)["compound"]
-    turns = [i for i, k in enumerate(tokens) if k.low in ("but", "however", "yet", "although", "though", "still", ".", "!")]
+    turns = [
+        i for i, k in enumerate(tokens)
+        if k.low in ("but", "however", "yet", "although", "though", "still", ".", "!")
+    ]
     total = 0.0
     for h in hits:
         nxt = next((i for i in turns if i >= h.end), None)
@@ -194,8 +211,18 @@ def _irony_score(text: str, lows: Sequence[str], valence: float) -> float:
     marks = sum(w for w, p in t.irony if p.search(text[:2000]))
     warm, woe = sum(w in t.irony_positive for w in lows), sum(w in t.irony_situation for w in lows)
     woe += sum(t.lexicon.get(w, 0.0) < -0.9 for w in lows if w not in t.irony_situation)
-    woe += any(w in t.negators and w not in ("nothing", "no") and lows[i + 1:i + 2] not in (["wait"], ["stop"]) for i, w in enumerate(lows))
-    score = 0.45 * marks + 0.45 * (warm > 0) + 1.1 * (warm > 0 or marks > 1) * (woe > 0) + 0.2 * min(woe, 3) * (warm > 0)
+    woe += any(
+        w in t.negators
+        and w not in ("nothing", "no")
+        and lows[i + 1:i + 2] not in (["wait"], ["stop"])
+        for i, w in enumerate(lows)
+    )
+    score = (
+        0.45 * marks
+        + 0.45 * (warm > 0)
+        + 1.1 * (warm > 0 or marks > 1) * (woe > 0)
+        + 0.2 * min(woe, 3) * (warm > 0)
+    )
     if warm and text.rstrip().endswith(("...", "…", "!!")): score += 0.2
     if text.startswith("@user @user") or "|" in text: score -= 0.3
     return score
@@ -209,7 +236,13 @@ def _intimacy_score(text: str, lows: Sequence[str]) -> float:
     you, we = any(w in ("you", "your", "u", "ur", "you're") for w in lows), any(w in ("we", "our", "us") for w in lows)
     strong = sum(t.close.get(w, 0.0) > 2 for w in lows)
     far = sum(w in t.distant for w in lows) + 2 * ("http" in text)
-    score = 1.55 + 0.12 * close + 0.25 * min(strong, 3) + 0.3 * (me > 0) + 0.05 * min(me, 3) + 0.2 * you + 0.1 * we - 0.1 * min(far, 5)
+    score = (
+        1.55
+        + 0.12 * close + 0.25 * min(strong, 3)
+        + 0.3 * (me > 0) + 0.05 * min(me, 3)
+        + 0.2 * you + 0.1 * we
+        - 0.1 * min(far, 5)
+    )
     return max(1.0, min(5.0, score))
 
 # %% ../nbs/02c_reading.ipynb #f86adfa1
@@ -241,10 +274,17 @@ def _find_terms(lows: Sequence[str]) -> list[_Term]:
             i += 1
             continue
         first, end = i, i + n
-        while end < len(lows) and (nxt := longest(t.noun_phrases, lows, end) or ((1, t.nouns[lows[end]]) if lows[end] in t.nouns else None)):
+        while end < len(lows) and (
+            nxt := longest(t.noun_phrases, lows, end)
+            or ((1, t.nouns[lows[end]]) if lows[end] in t.nouns else None)
+        ):
             end, category = end + nxt[0], nxt[1]
         while first and lows[first - 1] in t.modifiers: first -= 1
-        if end - i == 1 and lows[i] in t.mealtimes and lows[max(0, i - 1)] in ("for", "during", "at", "after", "before", "that"):
+        if (
+            end - i == 1
+            and lows[i] in t.mealtimes
+            and lows[max(0, i - 1)] in ("for", "during", "at", "after", "before", "that")
+        ):
             i = end
             continue
         if end + 1 < len(lows) and lows[end] == "of" and lows[end + 1] in t.nouns: end += 2
@@ -264,7 +304,11 @@ def _clauses(lows: Sequence[str], hits: Sequence[Hit]) -> tuple[list[int], list[
     for i, w in enumerate(lows):
         first = i == 0 or lows[i - 1] in (".", "!", "?", ";")
         subordinate = (subordinate or first and w in _OPENERS) and not w in ".!?;"
-        ends = w in _BREAKS or (w == "," and subordinate) or (w == "and" and said and i + 1 < len(lows) and lows[i + 1] in _SUBJECTS)
+        ends = (
+            w in _BREAKS
+            or (w == "," and subordinate)
+            or (w == "and" and said and i + 1 < len(lows) and lows[i + 1] in _SUBJECTS)
+        )
         if ends: c, said, subordinate = c + 1, False, subordinate and w != ","
         said = said or i in heads
         d += w in ".!?;"
@@ -273,7 +317,9 @@ def _clauses(lows: Sequence[str], hits: Sequence[Hit]) -> tuple[list[int], list[
     return clause, stops
 
 # %% ../nbs/02c_reading.ipynb #981b1c2d
-def _attach(lows: Sequence[str], hit: Hit, terms: Sequence[_Term], clause: Sequence[int], stops: Sequence[int]) -> list[_Term]:
+def _attach(
+    lows: Sequence[str], hit: Hit, terms: Sequence[_Term], clause: Sequence[int], stops: Sequence[int]
+) -> list[_Term]:
     "The terms an opinion is about: [] when its clause has none."
     t = tables()
     here = [m for m in terms if clause[m.first] == clause[hit.head]]
@@ -286,12 +332,22 @@ def _attach(lows: Sequence[str], hit: Hit, terms: Sequence[_Term], clause: Seque
     left = [m for m in here if m.end <= hit.head]
     if not left and clause[hit.head]:  # "the waiter came late but was polite": no new subject
         start = clause.index(clause[hit.head]) + 1
-        if lows[start:start + 1] and (lows[start] in ("it", "they", "which") or lows[start] in ("is", "was", "were", "are", "not", "very", "so", "too", "also", "still") or start >= hit.wide):
+        if lows[start:start + 1] and (
+            lows[start] in ("it", "they", "which")
+            or lows[start] in ("is", "was", "were", "are", "not", "very", "so", "too", "also", "still")
+            or start >= hit.wide
+        ):
             left = [m for m in terms if m.end <= hit.head and stops[m.first] == stops[hit.head]]
     if not left: return right[:1] if not verb else []
     if verb and hit.end - hit.head == 1 and not lows[hit.head].endswith("ed"): return []
     k = len(left) - 1
-    while k and lows[left[k].first - 1] in ("the", "our", "my", "this", "their", "your") and lows[left[k].first - 2] in t.prepositions and left[k - 1].end >= left[k].first - 2: k -= 1
+    while (
+        k
+        and lows[left[k].first - 1] in ("the", "our", "my", "this", "their", "your")
+        and lows[left[k].first - 2] in t.prepositions
+        and left[k - 1].end >= left[k].first - 2
+    ):
+        k -= 1
     return _group_of(lows, left, k, -1)[::-1]
 
 # %% ../nbs/02c_reading.ipynb #83b9633e
@@ -301,7 +357,12 @@ def _group_of(lows: Sequence[str], terms: Sequence[_Term], k: int, step: int) ->
     while 0 <= k + step < len(terms):
         a, b = sorted((terms[k], terms[k + step]), key=lambda m: m.first)
         between = lows[a.end:b.first]
-        if not between or not all(w in ("and", "or", ",", "&", "the", "our", "a", "an") for w in between) or between[0] == "," and len(between) > 1 and between[1] not in ("and", "or", "&"): break
+        if (
+            not between
+            or not all(w in ("and", "or", ",", "&", "the", "our", "a", "an") for w in between)
+            or between[0] == "," and len(between) > 1 and between[1] not in ("and", "or", "&")
+        ):
+            break
         k += step
         group.append(terms[k])
     return group
@@ -311,10 +372,18 @@ def _holder(text: str, tokens: Sequence[Token], hit: Hit) -> str:
     base, t = max(0, hit.wide - 6), tables()
     lows = [k.low for k in tokens[base:hit.wide]]
     for i in range(len(lows) - 1, -1, -1):
-        n = 2 if lows[i] in t.owners and lows[i + 1:i + 2] and lows[i + 1] in t.people else 1 if lows[i] in t.pronouns else 0
+        n = (
+            2 if lows[i] in t.owners and lows[i + 1:i + 2] and lows[i + 1] in t.people
+            else 1 if lows[i] in t.pronouns
+            else 0
+        )
         if not n or i and lows[i - 1] in t.owners: continue
         between = set(lows[i + n:])
-        if between & {".", ",", "but", "and", ";", "!", "?"} or lows[i] not in ("i", "we", "my", "our") and between & {"is", "was", "were", "are"}: return ""
+        if (
+            between & {".", ",", "but", "and", ";", "!", "?"}
+            or lows[i] not in ("i", "we", "my", "our") and between & {"is", "was", "were", "are"}
+        ):
+            return ""
         return text[tokens[base + i].start:tokens[base + i + n - 1].end]
     return ""
 
@@ -339,14 +408,24 @@ def find_aspects(
         about = _attach(lows, h, terms, clause, stops) or [None]
         for m in about:
             category = _refine(m.category if m else own or "place", own, lows, m, words)
-            out.append(Aspect(span(m.first, m.end) if m else "", category, span(h.first, h.end),
-                              "neutral" if h.neutral else "positive" if h.valence > 0 else "negative", _holder(text, tokens, h),
-                              span(h.wide, h.end), h.valence, tokens[m.first].start if m else -1))
+            out.append(Aspect(
+                span(m.first, m.end) if m else "",
+                category,
+                span(h.first, h.end),
+                "neutral" if h.neutral else "positive" if h.valence > 0 else "negative",
+                _holder(text, tokens, h),
+                span(h.wide, h.end),
+                h.valence,
+                tokens[m.first].start if m else -1,
+            ))
             seen.add(m)
     if abs(valence) > 0.3 and not seen - {None}:
         for m in terms:
             polarity = "positive" if valence > 0.2 else "negative" if valence < -0.2 else "neutral"
-            out.append(Aspect(span(m.first, m.end), _refine(m.category, None, lows, m, ()), "", polarity, "", "", valence, tokens[m.first].start))
+            out.append(Aspect(
+                span(m.first, m.end), _refine(m.category, None, lows, m, ()), "", polarity, "", "",
+                valence, tokens[m.first].start,
+            ))
     return sorted(out, key=lambda a: a.start)
 
 # %% ../nbs/02c_reading.ipynb #8b3ce21b
@@ -396,14 +475,26 @@ def analyse(
     lows, hits = [k.low for k in tokens], find_hits(tokens)
     v = _valence(text, tokens, hits)
     plus, minus = sum(h.valence for h in hits if h.valence > 0), -sum(h.valence for h in hits if h.valence < 0)
-    strength = min(1.0, (plus + minus) / 9 + 0.1 * text.count("!") + 0.1 * sum(w.isupper() and len(w) > 2 for w in text.split()))
+    strength = min(
+        1.0,
+        (plus + minus) / 9
+        + 0.1 * text.count("!")
+        + 0.1 * sum(w.isupper() and len(w) > 2 for w in text.split()),
+    )
     both = min(plus, minus) / max(plus, minus, 1.0)
     irony, close = _irony_score(text, lows, v), _intimacy_score(text, lows)
-    said = sum(w in t.informal for w in lows) + text.count("!") / 2 + ("#" in text) + ("@" in text) - 2 * sum(w in t.formal for w in lows)
+    said = (
+        sum(w in t.informal for w in lows)
+        + text.count("!") / 2
+        + ("#" in text) + ("@" in text)
+        - 2 * sum(w in t.formal for w in lows)
+    )
     facts = 0.2 * sum(w in t.objective or w.isdigit() for w in lows)
     scores = {
         "polarity": {"positive": v - 0.08, "negative": -v, "neutral": 0.25, "mixed": both - 0.3},
-        "rating": _near(v, {"very negative": -0.85, "negative": -0.4, "neutral": 0.0, "positive": 0.4, "very positive": 0.85}),
+        "rating": _near(v, {
+            "very negative": -0.85, "negative": -0.4, "neutral": 0.0, "positive": 0.4, "very positive": 0.85,
+        }),
         "intensity": _near(strength, {"low": 0.1, "moderate": 0.4, "high": 0.75}),
         "emotion": _emotion_scores(lows, v),
         "irony": {"irony": irony - 1.1, "non-irony": 0.0},
@@ -413,16 +504,26 @@ def analyse(
         "formality": {"informal": said, "formal": 0.9},
     }
     aspects = tuple(find_aspects(text, tokens, hits, v))
-    evidence = tuple(text[tokens[h.wide].start:tokens[h.end - 1].end] for h in sorted(hits, key=lambda h: -abs(h.valence)))
+    evidence = tuple(
+        text[tokens[h.wide].start:tokens[h.end - 1].end]
+        for h in sorted(hits, key=lambda h: -abs(h.valence))
+    )
     scores["category"] = _category_scores(aspects)
     best = {k: best_of(s) for k, s in scores.items()}
-    return Facts(text, v, best["polarity"], best["intensity"], best["emotion"], best["irony"], best["intimacy"], best["subjectivity"],
-                 best["recommendation"], best["formality"], aspects, evidence, scores)
+    return Facts(
+        text, v, best["polarity"], best["intensity"], best["emotion"], best["irony"], best["intimacy"],
+        best["subjectivity"], best["recommendation"], best["formality"], aspects, evidence, scores,
+    )
 
 # %% ../nbs/02c_reading.ipynb #143c0b73
-_COARSE = {"food_options": "food", "food_prices": "price", "drinks": "food", "drinks_options": "food", "drinks_prices": "price", "place": "other",
-           "hotel": "ambience", "battery": "quality", "display": "quality", "sound": "quality", "shipping": "service", "product": "quality",
-           "script": "plot", "direction": "plot", "visuals": "design", "film": "plot", "misc": "other"}
+_COARSE = {
+    "food_options": "food", "food_prices": "price",
+    "drinks": "food", "drinks_options": "food", "drinks_prices": "price",
+    "place": "other", "hotel": "ambience",
+    "battery": "quality", "display": "quality", "sound": "quality", "shipping": "service", "product": "quality",
+    "script": "plot", "direction": "plot", "visuals": "design", "film": "plot",
+    "misc": "other",
+}
 
 def _category_scores(aspects: Sequence[Aspect]) -> dict[str, float]:
     "How much of the text is about each coarse category."
@@ -438,8 +539,15 @@ def _group(words: Sequence[str]) -> str | None:
     "Which of the known political camps a set of words belongs to."
     return next((g for w in words if (g := tables().camps.get(w))), None)
 
-_PRO = re.compile(r"^(?:team|vote|go|i?stand ?with|we(?:want|need|love)|feelthe|all(?:in)?for|proud|elect|yeson|im ?with)|(?:for|20\d\d|strong|nation|wins?|works|all ?the ?way|now)$")
-_CONTRA = re.compile(r"^(?:never|dump|stop|no|not|ditch|fire|lockup|impeach|oust|retire|recall|boycott|anyonebut|votehim|voteher|crooked|corrupt|lying|sleepy|crazy|fake|worst)|(?:out|lies|lied|isaliar|islying|exposed|mustgo|fail(?:s|ed)?|sucks|isover|resign)$")
+_PRO = re.compile(
+    r"^(?:team|vote|go|i?stand ?with|we(?:want|need|love)|feelthe|all(?:in)?for|proud|elect|yeson|im ?with)"
+    r"|(?:for|20\d\d|strong|nation|wins?|works|all ?the ?way|now)$"
+)
+_CONTRA = re.compile(
+    r"^(?:never|dump|stop|no|not|ditch|fire|lockup|impeach|oust|retire|recall|boycott|anyonebut|votehim|voteher"
+    r"|crooked|corrupt|lying|sleepy|crazy|fake|worst)"
+    r"|(?:out|lies|lied|isaliar|islying|exposed|mustgo|fail(?:s|ed)?|sucks|isover|resign)$"
+)
 
 def _hashtag(tag: str, own: set[str]) -> float:
     "A campaign hashtag: #NeverDoe, #TeamDoe, #Doe2028."
@@ -470,7 +578,10 @@ def stance_scores(
         for w in lows:
             if w in hostile: total -= 2.5
             elif w in cue["supporters"]: total += 2.5 if _group([w]) == side else -1.2
-        cues = sum((longest(t.favor, lows, i) or (0, 0.0))[1] + 1.3 * (longest(t.against, lows, i) or (0, 0.0))[1] for i in range(len(lows)))
+        cues = sum(
+            (longest(t.favor, lows, i) or (0, 0.0))[1] + 1.3 * (longest(t.against, lows, i) or (0, 0.0))[1]
+            for i in range(len(lows))
+        )
         feeling = max(-2.0, min(2.0, sum(h.valence for h in find_hits(toks)) / 2)) + max(-2.5, min(2.5, cues))
         total += feeling * (1.0 if about and not other else 0.7 if about or not other else -0.25)
     return {"favor": total + 0.01, "against": -total, "none": 0.6 - abs(total)}

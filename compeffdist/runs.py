@@ -25,11 +25,36 @@ def run_row(
     evaluated, trained = made[system.evaluation_stage], made[system.model_stage] if system.trained else {}
     own = scores[(scores.family == system.family) & (scores.system == system.name)].groupby("task")
     fixed, counts = machine(), trained.get("counts", {})
-    row = dict(fingerprint=evaluated["fingerprint"], profile=settings.profile, family=system.family, system=system.name, method=system.method, rate=system.rate, a=(settings.sampling_a if system.a is None else system.a) if system.method == "soft" else None,
-        metric=system.measure.partition("@")[0] if system.method in ("soft", "hard") else None, by=system.by or settings.sampling_by if system.rate and system.part != "lineage" and system.rate < 1 else None, subset=system.subset or None, sampling_seed=settings.sampling_seed + system.draw if system.method in ("soft", "hard", "random") else None, corpus=settings.corpus_size, seed=settings.seed, shots=own.shots.max().max(), items=own.n_items.max().max(), rules=settings.eval_rules, commit=git_commit(project_root()), cpu=fixed["cpu"], cores=fixed["cores"], gpu=str(fixed["gpu"] or ""),
-        versions=" ".join(f"{k}={v}" for k, v in sorted(fixed["versions"].items())), steps=counts.get("steps"), tokens=counts.get("tokens"), train_seconds=trained.get("seconds"), evaluation_seconds=evaluated["seconds"])
+    row = dict(
+        fingerprint=evaluated["fingerprint"], profile=settings.profile,
+        family=system.family, system=system.name, method=system.method, rate=system.rate,
+        a=(settings.sampling_a if system.a is None else system.a) if system.method == "soft" else None,
+        metric=system.measure.partition("@")[0] if system.method in ("soft", "hard") else None,
+        by=(
+            system.by or settings.sampling_by
+            if system.rate and system.part != "lineage" and system.rate < 1
+            else None
+        ),
+        subset=system.subset or None,
+        sampling_seed=(
+            settings.sampling_seed + system.draw
+            if system.method in ("soft", "hard", "random")
+            else None
+        ),
+        corpus=settings.corpus_size, seed=settings.seed,
+        shots=own.shots.max().max(), items=own.n_items.max().max(), rules=settings.eval_rules,
+        commit=git_commit(project_root()),
+        cpu=fixed["cpu"], cores=fixed["cores"], gpu=str(fixed["gpu"] or ""),
+        versions=" ".join(f"{k}={v}" for k, v in sorted(fixed["versions"].items())),
+        steps=counts.get("steps"), tokens=counts.get("tokens"),
+        train_seconds=trained.get("seconds"), evaluation_seconds=evaluated["seconds"],
+    )
     means = own.score.mean()
-    if missing := [t for t in TASKS if t not in means or means[t] != means[t]]: raise UserError(f"{system.family} {system.name} has no score for {', '.join(missing)}. Delete the artefact {system.evaluation_stage} and run: make replicate PROFILE={settings.profile}")
+    if missing := [t for t in TASKS if t not in means or means[t] != means[t]]:
+        raise UserError(
+            f"{system.family} {system.name} has no score for {', '.join(missing)}. "
+            f"Delete the artefact {system.evaluation_stage} and run: make replicate PROFILE={settings.profile}"
+        )
     return row | {t: round(float(means[t]), 6) for t in TASKS} | dict(mean=round(float(means.mean()), 6))
 
 # %% ../nbs/13e_runs.ipynb #218f63bd
@@ -44,7 +69,11 @@ def record_runs(
     import os, pandas as pd
     path = Path(path or store.root/"results.csv")
     known = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=KEY)
-    if lost := [k for k in KEY if k not in known]: raise UserError(f"{path} has no column {lost[0]!r} (columns: {', '.join(map(str, known.columns[:5]))}). Restore it from git, or move it away to begin a new one.")
+    if lost := [k for k in KEY if k not in known]:
+        raise UserError(
+            f"{path} has no column {lost[0]!r} (columns: {', '.join(map(str, known.columns[:5]))}). "
+            "Restore it from git, or move it away to begin a new one."
+        )
     scores, made = results(settings, store), {s["stage"]: s for s in store.stages()}
     there = set(zip(*(known[k] for k in KEY)))
     new = [s for s in systems(settings) if (s.family, s.name, made[s.evaluation_stage]["fingerprint"]) not in there]

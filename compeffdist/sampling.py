@@ -28,11 +28,15 @@ def keep_probability(
     "F(x) with the closed form b = 1/rate - 1 (PAPER section D); a, rate or x outside [0, 1] raise `UserError`."
     a, rate = _in_unit("a", a), _in_unit("rate", rate)
     q = np.asarray(x, dtype=float)
-    if q.size and not ((q >= 0) & (q <= 1)).all(): raise UserError(f"Quantiles must be in [0, 1], got values from {np.nanmin(q)} to {np.nanmax(q)}{' and NaN' if np.isnan(q).any() else ''}.")
+    if q.size and not ((q >= 0) & (q <= 1)).all():
+        raise UserError(
+            f"Quantiles must be in [0, 1], got values from {np.nanmin(q)} to {np.nanmax(q)}"
+            f"{' and NaN' if np.isnan(q).any() else ''}.")
     if rate == 0: F = np.zeros_like(q)
     else:
         # the branch not taken may divide by zero; where() drops it
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"): u = np.where(q < a, q / a, (1 - q) / (1 - a)) if a < 1 else q
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            u = np.where(q < a, q / a, (1 - q) / (1 - a)) if a < 1 else q
         F = np.where(q == a, 1.0, u ** (1 / rate - 1))
     return float(F) if np.ndim(x) == 0 else F
 
@@ -91,7 +95,9 @@ def _choose(x, u, rate, method, a, exact, start):
 def _column(dataset, name, why):
     "One column as a numpy array or list, from a Dataset or a DataFrame."
     names = list(getattr(dataset, "column_names", getattr(dataset, "columns", [])))
-    if name not in names: raise UserError(f"The data set has no column {name!r} ({why}). It has: {', '.join(map(str, names)) or 'none'}.")
+    if name not in names:
+        raise UserError(
+            f"The data set has no column {name!r} ({why}). It has: {', '.join(map(str, names)) or 'none'}.")
     if hasattr(dataset, "column_names"): return dataset.with_format("arrow")[:].column(name).to_pandas().to_numpy()
     return dataset[name].to_numpy()
 
@@ -102,7 +108,9 @@ def _group_codes(dataset, by, n):
     names = [{"instruction": "instruction_id"}.get(by, by)] if isinstance(by, str) else list(by)
     have = list(getattr(dataset, "column_names", getattr(dataset, "columns", [])))
     names = [by if by in have else k for k in names] if isinstance(by, str) else names
-    keys = [pd.Series(_column(dataset, k, "the group to rank within; by=None ranks all rows together")).astype(str) for k in names]
+    keys = [
+        pd.Series(_column(dataset, k, "the group to rank within; by=None ranks all rows together")).astype(str)
+        for k in names]
     joined = keys[0].str.cat(keys[1:], sep="\x1f") if len(keys) > 1 else keys[0]
     codes, groups = pd.factorize(joined, sort=True)
     return codes, list(groups)
@@ -124,13 +132,21 @@ def selection(
     rate, a = _in_unit("rate", rate), _in_unit("a", a)
     if method not in METHODS: raise UserError(f"Unknown method {method!r}. Allowed: {', '.join(METHODS)}.")
     n = len(dataset)
-    try: d = np.asarray(_column(dataset, column, "the difficulty; run compeffdist.difficulty.score first") if method != "random" else np.zeros(n), dtype=float)
+    try:
+        d = np.asarray(
+            _column(dataset, column, "the difficulty; run compeffdist.difficulty.score first")
+            if method != "random" else np.zeros(n),
+            dtype=float)
     except (TypeError, ValueError) as e: raise UserError(f"The column {column!r} must hold numbers: {e}") from e
     ids = pd.Series(_column(dataset, id_column, "the row's name; draws and ties depend on it")).astype(str)
-    if ids.duplicated().any(): raise UserError(f"The id {ids[ids.duplicated()].iloc[0]!r} occurs more than once in {id_column!r}; ids must be unique.")
+    if ids.duplicated().any():
+        raise UserError(
+            f"The id {ids[ids.duplicated()].iloc[0]!r} occurs more than once in {id_column!r}; ids must be unique.")
     codes, groups = _group_codes(dataset, by, n)
     known = ~np.isnan(d)
-    out = pd.DataFrame(dict(id=ids.to_numpy(), difficulty=d, quantile=np.nan, probability=0.0, draw=row_draws(ids, seed), kept=False))
+    out = pd.DataFrame(dict(
+        id=ids.to_numpy(), difficulty=d, quantile=np.nan,
+        probability=0.0, draw=row_draws(ids, seed), kept=False))
     if known.any(): _decide(out, np.flatnonzero(known), codes, groups, rate, method, a, seed, exact)
     return out
 
@@ -138,7 +154,9 @@ def selection(
 def _decide(out, rows, codes, groups, rate, method, a, seed, exact):
     "Fill quantile, probability and kept of the rows that have a difficulty."
     used, g = np.unique(codes[rows], return_inverse=True)
-    x, u = difficulty_quantiles(out.difficulty.to_numpy()[rows], out["id"].to_numpy()[rows], seed, g), out.draw.to_numpy()[rows]
+    x, u = (
+        difficulty_quantiles(out.difficulty.to_numpy()[rows], out["id"].to_numpy()[rows], seed, g),
+        out.draw.to_numpy()[rows])
     starts, order = row_draws([groups[c] for c in used], seed, "group"), np.argsort(g, kind="stable")
     ends = np.cumsum(np.bincount(g))
     kept, p = np.zeros(len(rows), dtype=bool), np.full(len(rows), rate)
@@ -162,10 +180,12 @@ def sample_by_difficulty(
     column: str = "rank_score", # the difficulty
     id_column: str = "id", # names the rows
 ) -> Any: # the kept rows in their old order, same type as the input
-    "Difficulty-prioritised sampling (PAPER section D); the choice depends on ids, difficulties and seed, not on the order of rows."
+    """Difficulty-prioritised sampling (PAPER section D);
+    the choice depends on ids, difficulties and seed, not on the order of rows."""
     import warnings
     table = selection(dataset, rate, method, a, by, seed, exact, column, id_column)
-    if unknown := int(table.difficulty.isna().sum()): warnings.warn(f"{unknown} of {len(table)} rows have no {column} and are left out.")
+    if unknown := int(table.difficulty.isna().sum()):
+        warnings.warn(f"{unknown} of {len(table)} rows have no {column} and are left out.")
     keep = np.flatnonzero(table.kept)
     return dataset.iloc[keep] if hasattr(dataset, "iloc") else dataset.select(keep)
 
@@ -178,14 +198,26 @@ def sampling_stage(
     method: str = "soft", # soft | hard | random
 ) -> Any: # StageResult; sample.parquet: corpus rows and rank_score
     "Draw one training sample from the scored corpus."
-    params = dict(rate=_in_unit("rate", rate), method=method, a=settings.sampling_a, by=settings.sampling_by, seed=settings.sampling_seed)
+    params = dict(
+        rate=_in_unit("rate", rate), method=method,
+        a=settings.sampling_a, by=settings.sampling_by, seed=settings.sampling_seed)
     if method not in METHODS: raise UserError(f"Unknown method {method!r}. Allowed: {', '.join(METHODS)}.")
     def build(out, work):
         import pandas as pd
-        corpus, scores = store.rows("corpus", "corpus.parquet").to_pandas(), store.rows("difficulty", "scores.parquet").to_pandas()
+        corpus, scores = (
+            store.rows("corpus", "corpus.parquet").to_pandas(),
+            store.rows("difficulty", "scores.parquet").to_pandas())
         table = corpus.merge(scores[["id", "rank_score", "n_tokens"]], on="id", how="left", validate="one_to_one")
-        chosen = table[selection(table, rate, method, settings.sampling_a, None if settings.sampling_by == "overall" else "instruction", settings.sampling_seed).kept.to_numpy() & table.rank_score.notna().to_numpy()]
-        if not len(chosen): raise UserError(f"sampling at rate {rate} kept none of {len(table)} rows. Raise sampling_rate, or use a larger corpus (corpus_size).")
+        chosen = table[
+            selection(
+                table, rate, method, settings.sampling_a,
+                None if settings.sampling_by == "overall" else "instruction",
+                settings.sampling_seed).kept.to_numpy()
+            & table.rank_score.notna().to_numpy()]
+        if not len(chosen):
+            raise UserError(
+                f"sampling at rate {rate} kept none of {len(table)} rows. "
+                "Raise sampling_rate, or use a larger corpus (corpus_size).")
         write_rows(out/"sample.parquet", chosen)
         return dict(rows_in=len(table), rows_out=len(chosen), unscored=int(table.rank_score.isna().sum()))
     return store.stage(f"sample-{name}", build, inputs=["corpus", "difficulty"], params=params, code=["sampling"])

@@ -18,8 +18,12 @@ def rank_score_from_top(
     rank: int, # of the token that was written, from 0
     top_p: float = 0.95, # mass of the nucleus, in (0, 1)
 ) -> float|None: # in [0, 1]; None: the nucleus is wider than k
-    "The token score of PAPER section C from a part of the distribution; raises `UserError` for a `top_p` or `rank` that cannot be."
-    if not 0 < top_p < 1: raise UserError(f"top_p must be in (0, 1), got {top_p!r}. A nucleus of the whole vocabulary needs all logits: use `score`.")
+    """The token score of PAPER section C from a part of the distribution;
+    raises `UserError` for a `top_p` or `rank` that cannot be."""
+    if not 0 < top_p < 1:
+        raise UserError(
+            f"top_p must be in (0, 1), got {top_p!r}. "
+            "A nucleus of the whole vocabulary needs all logits: use `score`.")
     if rank < 0: raise UserError(f"rank counts from 0, got {rank!r}.")
     if rank == 0: return 0.0
     mass, goal = 0.0, top_p * (1 - EDGE)
@@ -34,8 +38,9 @@ def rank_in_top(
     token: int, # the token that was written
     top_k: int, # how many of the most probable ones were asked for
     top_p: float = 0.95, # mass of the nucleus, in (0, 1)
-) -> tuple[float|None, int]: # score of the token, None where it stays open; its rank from 0 (behind the k-th, ties count as ahead)
-    "Score and rank of one token from vLLM's log-probabilities (PAPER section C); raises `UserError` for a `top_p` that cannot be."
+) -> tuple[float|None, int]: # score, None where it stays open; rank from 0 (behind the k-th, ties count as ahead)
+    """Score and rank of one token from vLLM's log-probabilities (PAPER section C);
+    raises `UserError` for a `top_p` that cannot be."""
     own, order = entry[token], sorted((-x.logprob, i) for i, x in entry.items())
     logprobs = [-x for x, _ in order[:top_k]]
     if own.rank <= top_k: rank = order.index((-own.logprob, token))
@@ -50,14 +55,24 @@ def _engine_config(engine, top_k, top_p):
     "The engine's model configuration, after a look at what it can give."
     config = engine.llm_engine.model_config
     most = config.get_vocab_size() if config.max_logprobs == -1 else config.max_logprobs
-    if not 0 < top_p < 1: raise UserError(f"top_p must be in (0, 1), got {top_p!r}. A nucleus of the whole vocabulary needs all logits: use `score`.")
-    if not 1 <= top_k <= most: raise UserError(f"top_k = {top_k}, but the engine gives 1 to {most} log-probabilities a token. Lower top_k, or start vLLM with max_logprobs={top_k}.")
-    if (mode := getattr(config, "logprobs_mode", "raw_logprobs")) != "raw_logprobs": raise UserError(f"The engine was started with logprobs_mode = {mode!r}. Start it with 'raw_logprobs'.")
+    if not 0 < top_p < 1:
+        raise UserError(
+            f"top_p must be in (0, 1), got {top_p!r}. "
+            "A nucleus of the whole vocabulary needs all logits: use `score`.")
+    if not 1 <= top_k <= most:
+        raise UserError(
+            f"top_k = {top_k}, but the engine gives 1 to {most} log-probabilities a token. "
+            f"Lower top_k, or start vLLM with max_logprobs={top_k}.")
+    if (mode := getattr(config, "logprobs_mode", "raw_logprobs")) != "raw_logprobs":
+        raise UserError(f"The engine was started with logprobs_mode = {mode!r}. Start it with 'raw_logprobs'.")
     return config
 
 def _merge(rows, results):
-    "The samples with what was found about them, by row number; as in `score`, a new value replaces a column of the same name."
-    return [{**r, **{k: v for k, v in new.items() if k not in ("id", "prompt", "answer")}} for r, new in zip(rows, results, strict=True)]
+    """The samples with what was found about them, by row number;
+    as in `score`, a new value replaces a column of the same name."""
+    return [
+        {**r, **{k: v for k, v in new.items() if k not in ("id", "prompt", "answer")}}
+        for r, new in zip(rows, results, strict=True)]
 
 # %% ../nbs/08a_scale.ipynb #9573f076
 def score_vllm(
@@ -74,24 +89,43 @@ def score_vllm(
     per_token: bool = False, # add token_ids, token_values and token_ranks
     chunk: int = 256, # rows whose log-probabilities are in memory at a time
 ) -> "datasets.Dataset": # what `score` returns, and engine: vllm, transformers, or None for a row without score
-    "Rank scores by vLLM (PAPER section C); raises `UserError` for unusable samples, `top_p`, or an engine that does not give `top_k` log-probabilities."
+    """Rank scores by vLLM (PAPER section C);
+    raises `UserError` for unusable samples, `top_p`, or an engine that does not give `top_k` log-probabilities."""
     from datasets import Dataset
     from vllm import SamplingParams
     config, (rows, ids) = _engine_config(engine, top_k, top_p), _as_rows(samples)
     room = min(config.max_model_len - 1, max_length or config.max_model_len)
-    encoded = [encode_sample(tokenizer, r["prompt"], r["answer"], i, separator, room, chat_template) for i, r in enumerate(rows)]
+    encoded = [
+        encode_sample(tokenizer, r["prompt"], r["answer"], i, separator, room, chat_template)
+        for i, r in enumerate(rows)]
     plain = [dict(id=i, prompt=r["prompt"], answer=r["answer"]) for i, r in zip(ids, rows)]
-    out, good, wide = [x | dict(engine=None) for x in _columns("rank", tokenizer, plain, encoded, per_token)], [e for e in encoded if not e.error], []
+    out, good, wide = (
+        [x | dict(engine=None) for x in _columns("rank", tokenizer, plain, encoded, per_token)],
+        [e for e in encoded if not e.error],
+        [])
     params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False)
     for at in range(0, len(good), chunk):
         part = good[at:at + chunk]
-        for e, answer in zip(part, engine.generate([dict(prompt_token_ids=e.ids) for e in part], params, use_tqdm=False), strict=True):
-            found = [rank_in_top(answer.prompt_logprobs[i], e.ids[i], top_k, top_p) for i in range(e.start, len(e.ids))]
-            if any(s is None for s, _ in found): wide.append(e.row)
-            else: _fill(out[e.row], "rank", [list(x) for x in zip(*found)], skip_top_rank, per_token); out[e.row]["engine"] = "vllm"
-    again = score(model, tokenizer, [plain[i] for i in wide], "rank", top_p, skip_top_rank, separator=separator, chat_template=chat_template, max_length=room, per_token=per_token) if wide and model is not None else []
+        for e, answer in zip(
+                part,
+                engine.generate([dict(prompt_token_ids=e.ids) for e in part], params, use_tqdm=False),
+                strict=True):
+            found = [
+                rank_in_top(answer.prompt_logprobs[i], e.ids[i], top_k, top_p)
+                for i in range(e.start, len(e.ids))]
+            if any(s is None for s, _ in found):
+                wide.append(e.row)
+            else:
+                _fill(out[e.row], "rank", [list(x) for x in zip(*found)], skip_top_rank, per_token)
+                out[e.row]["engine"] = "vllm"
+    again = (
+        score(
+            model, tokenizer, [plain[i] for i in wide], "rank", top_p, skip_top_rank,
+            separator=separator, chat_template=chat_template, max_length=room, per_token=per_token)
+        if wide and model is not None else [])
     for i, new in zip(wide, again): out[i] = new | dict(engine="transformers")
-    for i in wide[len(again):]: out[i]["error"] = f"a nucleus is wider than top_k = {top_k}: pass model, or raise top_k"
+    for i in wide[len(again):]:
+        out[i]["error"] = f"a nucleus is wider than top_k = {top_k}: pass model, or raise top_k"
     return Dataset.from_list(_merge(rows, out))
 
 # %% ../nbs/08a_scale.ipynb #4829b95e
@@ -103,16 +137,25 @@ def score_sharded(
     work: Path|None = None, # folder in which finished rows are kept for a restart with as many processes
     **arguments: Any, # further arguments of `score`
 ) -> "datasets.Dataset": # what `score` returns, in every process
-    "`score` (PAPER section C) over the processes of `accelerate launch` or `torchrun`; raises what `score` raises, in every process."
+    """`score` (PAPER section C) over the processes of `accelerate launch` or `torchrun`;
+    raises what `score` raises, in every process."""
     import torch
     from accelerate import PartialState
     from accelerate.utils import gather_object
     from datasets import Dataset
-    state = PartialState(cpu=not torch.accelerator.is_available()) # on a machine without accelerator it would see one process
+    # on a machine without accelerator it would see one process
+    state = PartialState(cpu=not torch.accelerator.is_available())
     rows, ids = _as_rows(samples)
     n, mine = state.num_processes, range(state.process_index, len(rows), state.num_processes)
     plain = [dict(id=ids[i], prompt=rows[i]["prompt"], answer=rows[i]["answer"]) for i in mine]
-    try: found, failed = list(zip(mine, score(model.to(state.device), tokenizer, plain, metric, work=Path(work)/f"{state.process_index}-of-{n}" if work else None, **arguments))), []
-    except UserError as e: found, failed = [], [str(e) + (f" (Rows are counted in the share of process {state.process_index} of {n}.)" if n > 1 else "")]
+    try:
+        found, failed = (
+            list(zip(mine, score(
+                model.to(state.device), tokenizer, plain, metric,
+                work=Path(work)/f"{state.process_index}-of-{n}" if work else None, **arguments))),
+            [])
+    except UserError as e:
+        found, failed = [], [
+            str(e) + (f" (Rows are counted in the share of process {state.process_index} of {n}.)" if n > 1 else "")]
     if errors := gather_object(failed): raise UserError(errors[0])
     return Dataset.from_list(_merge(rows, [new for _, new in sorted(gather_object(found), key=lambda x: x[0])]))

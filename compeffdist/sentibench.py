@@ -33,8 +33,10 @@ class Task:
     def kind(self) -> str: return "classification" if self.labels else "extraction"
 
 # %% ../nbs/11_sentibench.ipynb #c0dd222d
-CATEGORIES = ("ambience general", "drinks prices", "drinks quality", "drinks style_options", "food prices", "food quality",
-    "food style_options", "location general", "restaurant general", "restaurant miscellaneous", "restaurant prices", "service general")
+CATEGORIES = (
+    "ambience general", "drinks prices", "drinks quality", "drinks style_options",
+    "food prices", "food quality", "food style_options", "location general",
+    "restaurant general", "restaurant miscellaneous", "restaurant prices", "service general")
 POLARITIES = ("positive", "negative", "neutral")
 
 def _closed(
@@ -55,7 +57,9 @@ def _array(
 
 # %% ../nbs/11_sentibench.ipynb #b1a9e965
 _TWO, _THREE = ("negative", "positive"), ("negative", "positive", "neutral")
-_EMOTIONS, _INTIMACY = ("anger", "joy", "sadness", "optimism"), ("not intimate", "moderately intimate", "highly intimate")
+_EMOTIONS, _INTIMACY = (
+    ("anger", "joy", "sadness", "optimism"),
+    ("not intimate", "moderately intimate", "highly intimate"))
 
 _CLOSED = [
     ("imdb", "basic", "sc/imdb", "What does the writer of this film review feel about the film overall?", _TWO),
@@ -64,7 +68,8 @@ _CLOSED = [
     ("twitter", "basic", "sc/twitter", "What is the sentiment of this tweet?", _THREE),
     ("irony18", "multifaceted", "multifaced/irony18", "Is this tweet meant ironically?", ("non-irony", "irony")),
     ("tweeteval", "multifaceted", "multifaced/tweeteval", "Which emotion does this tweet express?", _EMOTIONS),
-    ("pstance", "multifaceted", "multifaced/pstance", "What is the writer's stance towards the named target?", ("against", "favor")),
+    ("pstance", "multifaceted", "multifaced/pstance",
+     "What is the writer's stance towards the named target?", ("against", "favor")),
     ("intimacy", "multifaceted", "multifaced/intimacy", "How intimate is this tweet?", _INTIMACY),
 ]
 
@@ -75,20 +80,30 @@ _CATEGORY = ("aspect_category", "one of: " + ", ".join(CATEGORIES))
 _NONE = "Write [] if there is none."
 
 _ARRAYS = [
-    ("atsa_rest16", "micro_f1", "Find every aspect term on which the sentence gives an opinion.", [_TERM, _SENTIMENT], _NONE, 150),
-    ("acsa_rest16", "micro_f1", "Find every aspect category on which the sentence gives an opinion.", [_CATEGORY, _SENTIMENT], _NONE, 150),
+    ("atsa_rest16", "micro_f1", "Find every aspect term on which the sentence gives an opinion.",
+        [_TERM, _SENTIMENT], _NONE, 150),
+    ("acsa_rest16", "micro_f1", "Find every aspect category on which the sentence gives an opinion.",
+        [_CATEGORY, _SENTIMENT], _NONE, 150),
     ("asqp_rest16", "micro_f1", "Find every opinion quadruple of the sentence.",
-        [("aspect_term", 'the words of the sentence, or "NULL"'), _CATEGORY, ("opinion", "the opinion words of the sentence"), _SENTIMENT], _NONE, 150),
+        [("aspect_term", 'the words of the sentence, or "NULL"'), _CATEGORY,
+         ("opinion", "the opinion words of the sentence"), _SENTIMENT],
+        _NONE, 150),
     ("opener", "graph_f1", "Find every opinion of the sentence: who holds it, about what, in which words.",
         [("holder", 'the words of the sentence, or "NULL"'), ("target", 'the words of the sentence, or "NULL"'),
-         ("sentiment_expression", "the words of the sentence"), ("sentiment_polarity", "one of: positive, negative, neutral")],
+         ("sentiment_expression", "the words of the sentence"),
+         ("sentiment_polarity", "one of: positive, negative, neutral")],
         'Write "NULL" in all four fields if there is no opinion.', 300),
 ]
 
 # %% ../nbs/11_sentibench.ipynb #81bf0cba
 TASKS: dict[str, Task] = {n: Task(n, g, f, _closed(q, ls), "macro_f1", labels=ls) for n, g, f, q, ls in _CLOSED}
-TASKS |= {n: Task(n, "fine-grained", f"absa/{n}", _array(what, fs, none), metric, fields=tuple(k for k, _ in fs),
-    polarities=POLARITIES + (("conflict",) if n == "atsa_rest16" else ()), max_new_tokens=budget) for n, metric, what, fs, none, budget in _ARRAYS}
+TASKS |= {
+    n: Task(
+        n, "fine-grained", f"absa/{n}", _array(what, fs, none), metric,
+        fields=tuple(k for k, _ in fs),
+        polarities=POLARITIES + (("conflict",) if n == "atsa_rest16" else ()),
+        max_new_tokens=budget)
+    for n, metric, what, fs, none, budget in _ARRAYS}
 
 def get_task(
     task: "str|Task", # a task or its name
@@ -102,34 +117,61 @@ def get_task(
 def _load(path):
     "The JSON value in `path`; `UserError` for a missing file, wrong encoding or broken JSON."
     try: data = path.read_bytes()
-    except FileNotFoundError: raise UserError(f"SentiBench file {path} is missing. Expected <folder>/{path.parent.parent.name}/{path.parent.name}/{path.name}; check the folder, or copy the missing file into it.") from None
-    except OSError as e: raise UserError(f"SentiBench file {path} cannot be read: {e.strerror}. Check its permissions.") from None
+    except FileNotFoundError:
+        raise UserError(
+            f"SentiBench file {path} is missing. "
+            f"Expected <folder>/{path.parent.parent.name}/{path.parent.name}/{path.name}; "
+            "check the folder, or copy the missing file into it.") from None
+    except OSError as e:
+        raise UserError(f"SentiBench file {path} cannot be read: {e.strerror}. Check its permissions.") from None
     try: text = data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as e: raise UserError(f"SentiBench file {path} is not UTF-8: byte 0x{data[e.start]:02x} at offset {e.start}. Convert it, e.g. `iconv -f latin1 -t utf-8`.") from None
+    except UnicodeDecodeError as e:
+        raise UserError(
+            f"SentiBench file {path} is not UTF-8: byte 0x{data[e.start]:02x} at offset {e.start}. "
+            "Convert it, e.g. `iconv -f latin1 -t utf-8`.") from None
     try: return json.loads(text)
-    except json.JSONDecodeError as e: raise UserError(f"SentiBench file {path} is not valid JSON: {e.msg} at line {e.lineno}, column {e.colno}. Fetch the file again or mend that place.") from None
-    except RecursionError: raise UserError(f"SentiBench file {path} is nested too deeply to be a list of records. Fetch the file again.") from None
+    except json.JSONDecodeError as e:
+        raise UserError(
+            f"SentiBench file {path} is not valid JSON: {e.msg} at line {e.lineno}, column {e.colno}. "
+            "Fetch the file again or mend that place.") from None
+    except RecursionError:
+        raise UserError(
+            f"SentiBench file {path} is nested too deeply to be a list of records. Fetch the file again.") from None
 
 # %% ../nbs/11_sentibench.ipynb #71c1f2f3
 def _need(record, key, kind, where, fix="Mend that record or drop it."):
     "`record[key]`, which must be a `kind`."
-    if not isinstance(record, dict): raise UserError(f"{where} is {type(record).__name__} {str(record)[:40]!r}, not an object. {fix}")
-    if key not in record: raise UserError(f"{where} has no field {key!r} (it has: {', '.join(map(str, record)) or 'none'}). {fix}")
-    if not isinstance(record[key], kind): raise UserError(f"{where}: {key} = {str(record[key])[:40]!r} is {type(record[key]).__name__}, {kind.__name__} is needed. {fix}")
+    if not isinstance(record, dict):
+        raise UserError(f"{where} is {type(record).__name__} {str(record)[:40]!r}, not an object. {fix}")
+    if key not in record:
+        raise UserError(f"{where} has no field {key!r} (it has: {', '.join(map(str, record)) or 'none'}). {fix}")
+    if not isinstance(record[key], kind):
+        raise UserError(
+            f"{where}: {key} = {str(record[key])[:40]!r} is {type(record[key]).__name__}, "
+            f"{kind.__name__} is needed. {fix}")
     return record[key]
 
 def _among(value, allowed, where, key):
     "Refuse a value outside the closed set."
-    if value.lower() not in allowed: raise UserError(f"{where}: {key} = {value!r} is not allowed. Allowed (any case): {', '.join(allowed)}. Correct the label or drop the record.")
+    if value.lower() not in allowed:
+        raise UserError(
+            f"{where}: {key} = {value!r} is not allowed. Allowed (any case): {', '.join(allowed)}. "
+            "Correct the label or drop the record.")
 
 # %% ../nbs/11_sentibench.ipynb #0797d66e
 def _check_span(part, text, where, key):
     "An OpeNER span is [[words, …], ['begin:end', …]] with offsets inside the text."
-    ok = isinstance(part, list) and len(part) == 2 and all(isinstance(p, list) for p in part) and len(part[0]) == len(part[1])
+    ok = (
+        isinstance(part, list) and len(part) == 2
+        and all(isinstance(p, list) for p in part)
+        and len(part[0]) == len(part[1]))
     for words, span in zip(*part) if ok else ():
         b, _, e = span.partition(":") if isinstance(span, str) else ("", "", "")
         ok = ok and isinstance(words, str) and b.isdigit() and e.isdigit() and int(b) <= int(e) <= len(text)
-    if not ok: raise UserError(f"{where}: {key} = {str(part)[:60]!r} is not [[words], ['begin:end']] with offsets within the text (0 to {len(text)}). Mend that record or drop it.")
+    if not ok:
+        raise UserError(
+            f"{where}: {key} = {str(part)[:60]!r} is not [[words], ['begin:end']] "
+            f"with offsets within the text (0 to {len(text)}). Mend that record or drop it.")
 
 def _check_answer(task, record, text, where):
     "The gold part of one record."
@@ -139,10 +181,14 @@ def _check_answer(task, record, text, where):
         at = f"{where}, {key}[{j}]"
         if key == "aspects":
             _need(item, "category", str, at)
-            if not (isinstance(item, dict) and "target" in item and item["target"] is None): _need(item, "target", str, at)
+            if not (isinstance(item, dict) and "target" in item and item["target"] is None):
+                _need(item, "target", str, at)
             _among(_need(item, "polarity", str, at), POLARITIES + ("conflict",), at, "polarity")
             for k in ("from", "to"):
-                if not str(item.get(k) or 0).isdigit(): raise UserError(f"{at}: {k} = {item[k]!r} is not a character offset. Write a whole number, e.g. \"12\".")
+                if not str(item.get(k) or 0).isdigit():
+                    raise UserError(
+                        f"{at}: {k} = {item[k]!r} is not a character offset. "
+                        "Write a whole number, e.g. \"12\".")
         elif key == "quards":
             for k in ("aspect", "category", "opinion"): _need(item, k, str, at)
             _among(_need(item, "sentiment", str, at), POLARITIES, at, "sentiment")
@@ -156,31 +202,51 @@ def read_split(
     task: "str|Task", # a task or its name
     split: str, # train | val | test
 ) -> list[dict]: # the records as they are in the file, checked
-    "Read one split in the official layout; raises `UserError` naming file, record, value, what is allowed and what to do."
+    """Read one split in the official layout;
+    raises `UserError` naming file, record, value, what is allowed and what to do."""
     task, root = get_task(task), Path(folder)
-    if not root.is_dir(): raise UserError(f"SentiBench folder {root} does not exist (looked in {root.resolve()}). Pass SENTIBENCH=<folder that holds sc/, multifaced/ and absa/>, or SENTIBENCH=embedded.")
-    if not any(root.iterdir()): raise UserError(f"SentiBench folder {root} is empty. It should hold sc/, multifaced/ and absa/ with train.json and test.json in each task's folder.")
+    if not root.is_dir():
+        raise UserError(
+            f"SentiBench folder {root} does not exist (looked in {root.resolve()}). "
+            "Pass SENTIBENCH=<folder that holds sc/, multifaced/ and absa/>, or SENTIBENCH=embedded.")
+    if not any(root.iterdir()):
+        raise UserError(
+            f"SentiBench folder {root} is empty. It should hold sc/, multifaced/ and absa/ "
+            "with train.json and test.json in each task's folder.")
     path = root/task.folder/f"{split}.json"
     records = _load(path)
-    if not isinstance(records, list): raise UserError(f"SentiBench file {path} holds a {type(records).__name__}, not an array of records. Wrap the records in [ … ].")
+    if not isinstance(records, list):
+        raise UserError(
+            f"SentiBench file {path} holds a {type(records).__name__}, not an array of records. "
+            "Wrap the records in [ … ].")
     if not records: raise UserError(f"SentiBench file {path} has no records. Fetch the file again.")
     for i, record in enumerate(records):
         where = f"{path}, record {i}"
         text = _need(record, "sentence", str, where)
-        if not text.strip(): raise UserError(f"{where}: sentence = {text!r} is empty. Drop the record or fill in its text.")
-        if task.name == "pstance" and not _need(record, "target", str, where).strip(): raise UserError(f"{where}: target = '' is empty. Name the stance's target.")
+        if not text.strip():
+            raise UserError(f"{where}: sentence = {text!r} is empty. Drop the record or fill in its text.")
+        if task.name == "pstance" and not _need(record, "target", str, where).strip():
+            raise UserError(f"{where}: target = '' is empty. Name the stance's target.")
         _check_answer(task, record, text, where)
     return records
 
 # %% ../nbs/11_sentibench.ipynb #421b62bc
 def _aspects(task, record):
-    if task.name == "acsa_rest16": return [dict(aspect_category=a["category"].lower().replace("#", " "), sentiment=a["polarity"].lower()) for a in record["aspects"]]
-    found = {(int(a.get("from") or 0), int(a.get("to") or 0), a["target"], a["polarity"].lower()) for a in record["aspects"] if a["target"] not in ("NULL", None)}
+    if task.name == "acsa_rest16":
+        return [
+            dict(aspect_category=a["category"].lower().replace("#", " "), sentiment=a["polarity"].lower())
+            for a in record["aspects"]]
+    found = {
+        (int(a.get("from") or 0), int(a.get("to") or 0), a["target"], a["polarity"].lower())
+        for a in record["aspects"]
+        if a["target"] not in ("NULL", None)}
     return [dict(aspect_term=term, sentiment=polarity) for _, _, term, polarity in sorted(found)]
 
 def _opinion(o):
     words = [" AND ".join(o[k][0]) or "NULL" for k in ("Source", "Target", "Polar_expression")]
-    return dict(zip(("holder", "target", "sentiment_expression", "sentiment_polarity"), words + [o["Polarity"].lower()]))
+    return dict(zip(
+        ("holder", "target", "sentiment_expression", "sentiment_polarity"),
+        words + [o["Polarity"].lower()]))
 
 def gold(
     task: "str|Task", # a task or its name
@@ -189,7 +255,11 @@ def gold(
     "The gold answer of a record under the release's rules."
     task = get_task(task)
     if task.labels: return record["label"].lower()
-    if task.name == "asqp_rest16": return [dict(aspect_term=q["aspect"], aspect_category=q["category"], opinion=q["opinion"], sentiment=q["sentiment"].lower()) for q in record["quards"]]
+    if task.name == "asqp_rest16":
+        return [
+            dict(aspect_term=q["aspect"], aspect_category=q["category"],
+                 opinion=q["opinion"], sentiment=q["sentiment"].lower())
+            for q in record["quards"]]
     if task.name == "opener": return [_opinion(o) for o in record["opinions"]]
     return _aspects(task, record)
 
@@ -212,7 +282,10 @@ def parse_array(
 ) -> tuple[list, str]: # the items of the array, and how they were found: json | repaired | none
     "Parse an answer as a JSON array under the release's rules; never raises."
     if not text or len(text) > MAX_OUTPUT: return [], "none"
-    for status, part in (("json", text), ("repaired", text[text.find("["):text.rfind("]") + 1] if "[" in text else "")):
+    for status, part in (
+        ("json", text),
+        ("repaired", text[text.find("["):text.rfind("]") + 1] if "[" in text else ""),
+    ):
         try: value = json.loads(part)
         except (ValueError, RecursionError): continue
         return (value, status) if isinstance(value, list) else ([], "none")
@@ -246,11 +319,16 @@ def predictions(
     if task.name in ("asqp_rest16", "opener"):
         found = [t for t, i in zip(found, items) if t and len(i) == 4]
         return [t for t in found if task.name == "asqp_rest16" or t[-1] in task.polarities]
-    return [t if t and t[-1] in task.polarities and (task.name != "atsa_rest16" or t[0] in record["sentence"]) else None for t in found]
+    return [
+        t if t and t[-1] in task.polarities and (task.name != "atsa_rest16" or t[0] in record["sentence"])
+        else None
+        for t in found]
 
 # %% ../nbs/11_sentibench.ipynb #18f628e5
 def _counts(predicted, wanted):
-    return dict(n_pred=len(predicted), pred_hits=sum(p in wanted for p in predicted), n_gold=len(wanted), gold_hits=sum(g in predicted for g in wanted))
+    return dict(
+        n_pred=len(predicted), pred_hits=sum(p in wanted for p in predicted),
+        n_gold=len(wanted), gold_hits=sum(g in predicted for g in wanted))
 
 # %% ../nbs/11_sentibench.ipynb #3b45cf91
 def _tokens(text):
@@ -282,7 +360,9 @@ def _locate(text, phrase, split):
 def _graph_gold(record, tokens):
     "The gold opinions as (holder, target, expression, polarity) with token sets."
     sets = lambda part: _cover([tuple(map(int, s.split(":"))) for s in part[1]], tokens)
-    return [(sets(o["Source"]), sets(o["Target"]), sets(o["Polar_expression"]), o["Polarity"].lower()) for o in record["opinions"]]
+    return [
+        (sets(o["Source"]), sets(o["Target"]), sets(o["Polar_expression"]), o["Polarity"].lower())
+        for o in record["opinions"]]
 
 def _weight(one, others):
     "Weight of a tuple against the other side: 0 without a match of the same polarity."
@@ -297,9 +377,13 @@ def _weight(one, others):
 
 def _graph_counts(record, predicted):
     text, tokens = record["sentence"], _tokens(record["sentence"])
-    spans = lambda t: tuple(_cover(_locate(text, phrase, split), tokens) for phrase, split in zip(t, (False, True, True))) + (t[3],)
+    spans = lambda t: (
+        tuple(_cover(_locate(text, phrase, split), tokens) for phrase, split in zip(t, (False, True, True)))
+        + (t[3],))
     pred, want = [spans(t) for t in predicted], _graph_gold(record, tokens)
-    return dict(n_pred=len(pred), pred_hits=sum(_weight(p, want) for p in pred), n_gold=len(want), gold_hits=sum(_weight(g, pred) for g in want))
+    return dict(
+        n_pred=len(pred), pred_hits=sum(_weight(p, want) for p in pred),
+        n_gold=len(want), gold_hits=sum(_weight(g, pred) for g in want))
 
 # %% ../nbs/11_sentibench.ipynb #f7bda957
 def parse_label(
@@ -325,11 +409,18 @@ def judge(
     task = get_task(task); want = gold(task, record)
     if task.labels:
         label, status = parse_label(task, output, rules)
-        return dict(parsed=label, status=status, gold=want, correct=label == want, **_counts([label] if label else [], [want]))
+        return dict(
+            parsed=label, status=status, gold=want, correct=label == want,
+            **_counts([label] if label else [], [want]))
     items, status = parse_array(output)
     found, truth = predictions(task, record, items), [tuple(w[f] for f in task.fields) for w in want]
-    if rules == "strict": found, truth = list(dict.fromkeys(found)), list(dict.fromkeys(tuple(map(str.strip, t)) for t in truth))
-    counts = _graph_counts(record, found) if task.name == "opener" and rules == "official" else _counts(found, truth)
+    if rules == "strict":
+        found, truth = (
+            list(dict.fromkeys(found)),
+            list(dict.fromkeys(tuple(map(str.strip, t)) for t in truth)))
+    counts = (
+        _graph_counts(record, found) if task.name == "opener" and rules == "official"
+        else _counts(found, truth))
     return dict(parsed=found, status=status, gold=truth, correct=Counter(found) == Counter(truth), **counts)
 
 # %% ../nbs/11_sentibench.ipynb #ebe38cd3
@@ -341,7 +432,9 @@ def pool(
     total = {k: sum(j[k] for j in judged) for k in ("n_pred", "pred_hits", "n_gold", "gold_hits")}
     precision = total["pred_hits"]/total["n_pred"] if total["n_pred"] else empty
     recall = total["gold_hits"]/total["n_gold"] if total["n_gold"] else empty
-    return dict(precision=precision, recall=recall, f1=2*precision*recall/(precision + recall) if precision + recall else 0.0)
+    return dict(
+        precision=precision, recall=recall,
+        f1=2*precision*recall/(precision + recall) if precision + recall else 0.0)
 
 def macro(
     pairs: Sequence[tuple["str|None", str]], # (predicted label or None, gold label)
@@ -351,8 +444,11 @@ def macro(
     n = Counter(pairs); said, true = Counter(p for p, _ in pairs), Counter(g for _, g in pairs)
     mean = lambda values: sum(values)/len(labels)
     ratio = lambda a, b: a/b if b else 0.0
-    return dict(precision=mean(ratio(n[k, k], said[k]) for k in labels), recall=mean(ratio(n[k, k], true[k]) for k in labels),
-        f1=mean(ratio(2*n[k, k], said[k] + true[k]) for k in labels), accuracy=sum(p == g for p, g in pairs)/len(pairs))
+    return dict(
+        precision=mean(ratio(n[k, k], said[k]) for k in labels),
+        recall=mean(ratio(n[k, k], true[k]) for k in labels),
+        f1=mean(ratio(2*n[k, k], said[k] + true[k]) for k in labels),
+        accuracy=sum(p == g for p, g in pairs)/len(pairs))
 
 # %% ../nbs/11_sentibench.ipynb #521c3eb2
 def summarise(
@@ -362,8 +458,12 @@ def summarise(
 ) -> dict: # precision, recall, f1, accuracy, n_items, invalid
     "The scores of a task; accuracy of an extraction task is the share of records that are entirely right."
     task = get_task(task)
-    if task.labels: scores = macro([(j["parsed"], j["gold"]) for j in judged], task.labels)
-    else: scores = pool(judged, empty=float(task.metric == "micro_f1" and rules == "official")) | dict(accuracy=sum(j["correct"] for j in judged)/len(judged))
+    if task.labels:
+        scores = macro([(j["parsed"], j["gold"]) for j in judged], task.labels)
+    else:
+        scores = (
+            pool(judged, empty=float(task.metric == "micro_f1" and rules == "official"))
+            | dict(accuracy=sum(j["correct"] for j in judged)/len(judged)))
     return scores | dict(n_items=len(judged), invalid=sum(j["status"] in ("invalid", "none") for j in judged))
 
 def score(
@@ -372,8 +472,14 @@ def score(
     outputs: Sequence["str|None"], # one answer a record: a label, or text with a JSON array
     rules: str = "official", # official: the release's; strict: sets of tuples, bare labels
 ) -> dict: # precision, recall, f1, accuracy (0..1), n_items, invalid
-    "Score answers against gold; raises `UserError` for unknown rules or tasks, lists that do not pair up, and a gold record that is not right (by its index)."
-    if rules not in ("official", "strict"): raise UserError(f"Unknown scoring rules {rules!r}. Allowed: official, strict.")
-    if len(gold_records) != len(outputs) or not len(outputs): raise UserError(f"{len(gold_records)} gold records and {len(outputs)} outputs do not pair up. Pass one output for each record (None for a missing one), and at least one.")
-    for i, r in enumerate(gold_records): _check_answer(get_task(task), r, _need(r, "sentence", str, f"gold record {i}"), f"gold record {i}")
+    """Score answers against gold; raises `UserError` for unknown rules or tasks,
+    lists that do not pair up, and a gold record that is not right (by its index)."""
+    if rules not in ("official", "strict"):
+        raise UserError(f"Unknown scoring rules {rules!r}. Allowed: official, strict.")
+    if len(gold_records) != len(outputs) or not len(outputs):
+        raise UserError(
+            f"{len(gold_records)} gold records and {len(outputs)} outputs do not pair up. "
+            "Pass one output for each record (None for a missing one), and at least one.")
+    for i, r in enumerate(gold_records):
+        _check_answer(get_task(task), r, _need(r, "sentence", str, f"gold record {i}"), f"gold record {i}")
     return summarise(task, [judge(task, r, o, rules) for r, o in zip(gold_records, outputs)], rules)

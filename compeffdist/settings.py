@@ -26,7 +26,10 @@ def project_root(
     here = Path(start or os.environ.get("COMPEFFDIST_ROOT") or Path.cwd()).resolve()
     for folder in (here, *here.parents):
         if (folder/"settings.ini").is_file(): return folder
-    raise UserError(f"No settings.ini in {here} or above it. Run from inside the project, or set COMPEFFDIST_ROOT to its folder.")
+    raise UserError(
+        f"No settings.ini in {here} or above it. "
+        "Run from inside the project, or set COMPEFFDIST_ROOT to its folder."
+    )
 
 # %% ../nbs/00_settings.ipynb #f6b70614
 def input_folder(
@@ -103,7 +106,8 @@ class InstructionSettings(BaseModel):
     cluster_count: OptionalCount = None
     cluster_weighted: bool = False
     cluster_memory_gib: Annotated[float, Field(gt=0)] = 16.0
-    inventory: str = "../shared/data/attributes/attributes.tsv" # attribute and count of another construction, mapped in notebook 22 where there is such a file
+    # attribute and count of another construction, mapped in notebook 22 where there is such a file
+    inventory: str = "../shared/data/attributes/attributes.tsv"
     instructions_top_attributes: Positive = 5
     instructions_analysis_prompts: Positive = 5
     instructions_max_tasks: Positive = 8
@@ -196,7 +200,8 @@ class EvaluationSettings(BaseModel):
     "SentiBench and the experiments (PAPER section F)."
     shots: Count = 4
     shots_reduce: bool = False
-    base_shots: Annotated[Count|None, BeforeValidator(_none)] = None # the first family's base student is asked with so many demonstrations too
+    # the first family's base student is asked with so many demonstrations too
+    base_shots: Annotated[Count|None, BeforeValidator(_none)] = None
     eval_seeds: Numbers = [42, 52, 62]
     eval_limit: Count = 0
     eval_batch_tokens: Positive = 16384
@@ -217,7 +222,10 @@ class EvaluationSettings(BaseModel):
 class FsaSettings(BaseModel):
     "FSA-Distillation (PAPER, \"Lineage\"); `fsa` is embedded, none, or a folder that holds atsa/ and acsa/."
     fsa: str = "embedded"
-    fsa_sets: Annotated[list[Literal["atsa/laptop14", "atsa/rest14", "acsa/laptop16", "acsa/rest16"]], BeforeValidator(_split)] = ["atsa/laptop14", "atsa/rest14", "acsa/laptop16", "acsa/rest16"]
+    fsa_sets: Annotated[
+        list[Literal["atsa/laptop14", "atsa/rest14", "acsa/laptop16", "acsa/rest16"]],
+        BeforeValidator(_split),
+    ] = ["atsa/laptop14", "atsa/rest14", "acsa/laptop16", "acsa/rest16"]
     fsa_model: str = "google-t5/t5-base"
     fsa_revision: str = "main"
     fsa_hidden: Positive = 64
@@ -257,7 +265,10 @@ class PlanSettings(BaseModel):
     plan_price_out: Annotated[float, Field(ge=0)] = 0.0
 
 # %% ../nbs/00_settings.ipynb #ea2b71ee
-class Settings(TextSettings, TeacherSettings, InstructionSettings, SelectionSettings, StudentSettings, TrainingSettings, EvaluationSettings, FsaSettings, PlanSettings):
+class Settings(
+    TextSettings, TeacherSettings, InstructionSettings, SelectionSettings, StudentSettings,
+    TrainingSettings, EvaluationSettings, FsaSettings, PlanSettings,
+):
     "All settings of one profile; frozen, so that no stage can change them behind another's back."
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
     profile: str = "tiny"
@@ -268,8 +279,15 @@ def _explain(err, section, values, source):
     lines = []
     for e in err.errors():
         key = str(e["loc"][0])
-        allowed = "known keys: " + ", ".join(sorted(Settings.model_fields)) if e["type"] == "extra_forbidden" else e["msg"]
-        lines.append(f"{source.get(key, f'settings.ini [{section}]')}: {key} = {values.get(key)!r} is not accepted ({allowed}).")
+        allowed = (
+            "known keys: " + ", ".join(sorted(Settings.model_fields))
+            if e["type"] == "extra_forbidden"
+            else e["msg"]
+        )
+        lines.append(
+            f"{source.get(key, f'settings.ini [{section}]')}: {key} = {values.get(key)!r} "
+            f"is not accepted ({allowed})."
+        )
     return "\n".join(lines) + "\nCorrect the value and run the same command again."
 
 # %% ../nbs/00_settings.ipynb #d2a26dac
@@ -277,22 +295,43 @@ def read_profile(
     profile: str, # a section of settings.ini
     path: Path, # the file
 ) -> dict[str, str]: # the section's keys over [DEFAULT]'s, as text
-    "Read one profile's raw values; raises `UserError` for a file that cannot be parsed or a section that is not there."
+    """Read one profile's raw values;
+    raises `UserError` for a file that cannot be parsed or a section that is not there."""
     parser = configparser.ConfigParser(interpolation=None)
     try: parser.read_string(path.read_text(encoding="utf-8"), source=str(path.name))
-    except (configparser.Error, UnicodeDecodeError) as e: raise UserError(f"{path.name} cannot be read: {e}. Mend that line.") from e
-    if profile not in parser: raise UserError(f"Unknown profile {profile!r}. Allowed: {', '.join(parser.sections())}. Pass PROFILE=<one of them>, or add a section [{profile}] to settings.ini.")
+    except (configparser.Error, UnicodeDecodeError) as e:
+        raise UserError(f"{path.name} cannot be read: {e}. Mend that line.") from e
+    if profile not in parser:
+        raise UserError(
+            f"Unknown profile {profile!r}. Allowed: {', '.join(parser.sections())}. "
+            f"Pass PROFILE=<one of them>, or add a section [{profile}] to settings.ini."
+        )
     return dict(parser[profile])
 
 # %% ../nbs/00_settings.ipynb #020ee24e
 def _together(s):
     "Refuse values that do not go with each other, before anything is computed or paid for."
     if s.train_quantization == "none": return s
-    if not s.train_lora_r: raise UserError(f"train_quantization = {s.train_quantization} holds the student in 4 bits, which cannot be trained themselves. Set train_lora_r = 16 (adapters beside them), or train_quantization = none.")
-    if s.train_fsdp: raise UserError(f"train_quantization = {s.train_quantization} with train_fsdp = true is not supported: the 4-bit weights are whole on every GPU. Set train_fsdp = false, or train_quantization = none.")
+    if not s.train_lora_r:
+        raise UserError(
+            f"train_quantization = {s.train_quantization} holds the student in 4 bits, "
+            "which cannot be trained themselves. "
+            "Set train_lora_r = 16 (adapters beside them), or train_quantization = none."
+        )
+    if s.train_fsdp:
+        raise UserError(
+            f"train_quantization = {s.train_quantization} with train_fsdp = true is not supported: "
+            "the 4-bit weights are whole on every GPU. "
+            "Set train_fsdp = false, or train_quantization = none."
+        )
     return s
 
-_REVISIONS = {"teacher_model": "teacher_revision", "embedding_model": "embedding_revision", "difficulty_model": "difficulty_revision", "fsa_model": "fsa_revision"} | {f"student_model_{f}": f"student_revision_{f}" for f in ("llama", "qwen3", "gemma3")}
+_REVISIONS = {
+    "teacher_model": "teacher_revision",
+    "embedding_model": "embedding_revision",
+    "difficulty_model": "difficulty_revision",
+    "fsa_model": "fsa_revision",
+} | {f"student_model_{f}": f"student_revision_{f}" for f in ("llama", "qwen3", "gemma3")}
 
 def load_settings(
     profile: str = "tiny", # a section of settings.ini
@@ -309,6 +348,10 @@ def load_settings(
         if value is not None: values[key], source[key] = value, "parameter"
     values["profile"] = profile
     for key in values.keys() & _REVISIONS.keys(): # a revision is one of the model it stands beside
-        if values[key] != filed.get(key, Settings.model_fields[key].default) and _REVISIONS[key] not in source: values.pop(_REVISIONS[key], None)
+        if (
+            values[key] != filed.get(key, Settings.model_fields[key].default)
+            and _REVISIONS[key] not in source
+        ):
+            values.pop(_REVISIONS[key], None)
     try: return _together(Settings(**values))
     except ValidationError as e: raise UserError(_explain(e, profile, values, source)) from None

@@ -21,7 +21,10 @@ def mean_sd(
 ) -> tuple[float, float, int]: # mean, sample standard deviation (nan for one value), how many
     "Mean and spread; raises `UserError` for no values or a value that is not finite."
     values = [float(v) for v in values]
-    if not values or not all(map(math.isfinite, values)): raise UserError(f"mean_sd needs at least one finite score, got {values[:5]}. Look for a task without results.")
+    if not values or not all(map(math.isfinite, values)):
+        raise UserError(
+            f"mean_sd needs at least one finite score, got {values[:5]}. Look for a task without results."
+        )
     mean = math.fsum(values)/len(values)
     sd = math.sqrt(math.fsum((v - mean)**2 for v in values)/(len(values) - 1)) if len(values) > 1 else math.nan
     return mean, sd, len(values)
@@ -37,7 +40,11 @@ def vectors(
     task, cells = get_task(task), {}
     for r in rows: cells[r["item"], r["seed"]] = r
     items, seeds = sorted({i for i, _ in cells}), sorted({s for _, s in cells})
-    if not items or len(cells) != len(items)*len(seeds): raise UserError(f"{task.name}: {len(cells)} answers do not cover {len(items)} items x {len(seeds)} seeds. Evaluate the system again.")
+    if not items or len(cells) != len(items)*len(seeds):
+        raise UserError(
+            f"{task.name}: {len(cells)} answers do not cover {len(items)} items x {len(seeds)} seeds. "
+            "Evaluate the system again."
+        )
     table = [[_vector(task, cells[i, s]) for s in seeds] for i in items]
     return np.array(table, dtype=float), items
 
@@ -105,7 +112,12 @@ def paired(
 def _gaps(task, rows_a, rows_b, samples, seed, rules):
     "Differences in F1 over joint resamples of the items, and the one that was seen."
     (a, items_a), (b, items_b) = vectors(task, rows_a), vectors(task, rows_b)
-    if items_a != items_b or a.shape != b.shape: raise UserError(f"{get_task(task).name}: the two systems answered different items ({len(items_a)} x {a.shape[1]} and {len(items_b)} x {b.shape[1]}). Evaluate both with the same eval_limit, seed and eval_seeds.")
+    if items_a != items_b or a.shape != b.shape:
+        raise UserError(
+            f"{get_task(task).name}: the two systems answered different items "
+            f"({len(items_a)} x {a.shape[1]} and {len(items_b)} x {b.shape[1]}). "
+            "Evaluate both with the same eval_limit, seed and eval_seeds."
+        )
     both, k = np.concatenate([a, b], axis=-1), a.shape[-1]
     gap = lambda s: (fold(task, s[..., :k], rules) - fold(task, s[..., k:], rules)).mean(-1)
     return np.concatenate([gap(s) for s in resamples(both, samples, seed)]), float(gap(both.sum(0)))
@@ -114,7 +126,11 @@ def _summary(drawn, seen, level):
     "Interval, p-value and smallest detectable difference of a resampled difference."
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
     low, high = np.quantile(drawn, [(1 - level)/2, (1 + level)/2])
-    return dict(difference=seen, low=float(low), high=float(high), p=float(min(1.0, 2*(tail + 1)/(len(drawn) + 1))), detectable=float(detectable(drawn.std(ddof=1))))
+    return dict(
+        difference=seen, low=float(low), high=float(high),
+        p=float(min(1.0, 2*(tail + 1)/(len(drawn) + 1))),
+        detectable=float(detectable(drawn.std(ddof=1))),
+    )
 
 # %% ../nbs/13_statistics.ipynb #5b18bb81
 def mcnemar(
@@ -122,7 +138,11 @@ def mcnemar(
     correct_b: Sequence[bool], # per item, was B right; same order
 ) -> dict[str, float]: # only_a, only_b, p
     "Exact two-sided McNemar test; raises `UserError` for lists of different length."
-    if len(correct_a) != len(correct_b): raise UserError(f"McNemar's test needs the same items for both systems, got {len(correct_a)} and {len(correct_b)}. Pair them by item first.")
+    if len(correct_a) != len(correct_b):
+        raise UserError(
+            f"McNemar's test needs the same items for both systems, got {len(correct_a)} and {len(correct_b)}. "
+            "Pair them by item first."
+        )
     only_a = sum(bool(a) and not b for a, b in zip(correct_a, correct_b))
     only_b = sum(bool(b) and not a for a, b in zip(correct_a, correct_b))
     n = only_a + only_b
@@ -173,7 +193,7 @@ def mean_interval(
 
 # %% ../nbs/13_statistics.ipynb #7d0b3a67
 def mean_gap(
-    parts: Iterable[tuple["str|Task", Sequence[Mapping], Sequence[Mapping]]], # task, rows of system A, rows of system B
+    parts: Iterable[tuple["str|Task", Sequence[Mapping], Sequence[Mapping]]], # task, rows of system A, rows of B
     samples: int = 10_000, # resamples
     level: float = 0.95, # of the interval
     seed: int = 42, # of the drawing
@@ -191,7 +211,12 @@ def mean_paired(
     seed: int = 42, # of the drawing
     rules: str = "official", # official | strict
 ) -> dict[str, float]: # difference (A - B), low, high, p, detectable
-    "Paired bootstrap of the difference in the mean score over tasks; raises `UserError` for systems that were asked different tasks."
+    """Paired bootstrap of the difference in the mean score over tasks;
+    raises `UserError` for systems that were asked different tasks."""
     a, b = by_task(rows_a), by_task(rows_b)
-    if list(a) != list(b) or not a: raise UserError(f"The two systems were asked different tasks ({', '.join(a) or 'none'}; {', '.join(b) or 'none'}). Evaluate both on the same tasks.")
+    if list(a) != list(b) or not a:
+        raise UserError(
+            "The two systems were asked different tasks "
+            f"({', '.join(a) or 'none'}; {', '.join(b) or 'none'}). Evaluate both on the same tasks."
+        )
     return mean_gap([(t, a[t], b[t]) for t in a], samples, level, seed, rules)

@@ -41,7 +41,11 @@ def atomic(
         with open(partial, "rb") as f: os.fsync(f.fileno())
         os.replace(partial, path)
     except OSError as e:
-        raise UserError(f"{path} could not be written: {e.strerror or e}. Free some disk space or choose another folder (outputs = … in settings.ini), then run the same command again; what was finished is kept.") from e
+        raise UserError(
+            f"{path} could not be written: {e.strerror or e}. "
+            "Free some disk space or choose another folder (outputs = … in settings.ini), "
+            "then run the same command again; what was finished is kept."
+        ) from e
     finally:
         partial.unlink(missing_ok=True)
 
@@ -58,7 +62,8 @@ def read_json(
 ) -> Any: # its value
     "Read JSON; a damaged file raises `UserError` naming file and position."
     try: return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e: raise UserError(f"{path} cannot be read: {e}. Delete it and run the same command again.") from e
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise UserError(f"{path} cannot be read: {e}. Delete it and run the same command again.") from e
 
 # %% ../nbs/01_store.ipynb #2b846a18
 def write_rows(
@@ -79,7 +84,8 @@ def read_rows(
     import pyarrow as pa, pyarrow.parquet as pq
     from datasets import Dataset
     try: return Dataset(pq.read_table(path))
-    except (OSError, pa.ArrowInvalid) as e: raise UserError(f"{path} cannot be read: {e}. Delete it and run the same command again.") from e
+    except (OSError, pa.ArrowInvalid) as e:
+        raise UserError(f"{path} cannot be read: {e}. Delete it and run the same command again.") from e
 
 # %% ../nbs/01_store.ipynb #feac89ec
 def content_hash(
@@ -94,16 +100,19 @@ def content_hash(
     return h.hexdigest()
 
 # %% ../nbs/01_store.ipynb #7b9bae60
-# A change to these rebuilds nothing: settings and store carry values (`derive_seed` among them: to change it is to rerun), workers and replicate say when and where, figures are read by people.
+# A change to these rebuilds nothing: settings and store carry values (`derive_seed` among them: to change it
+# is to rerun), workers and replicate say when and where, figures are read by people.
 PLUMBING = {"settings", "store", "figures", "replicate", "workers", "systems"}
 
 def _imports(tree):
     "Names of this package's modules that a syntax tree imports, at any depth."
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level == 1: yield from [node.module.split(".")[0]] if node.module else [a.name for a in node.names] # nbdev writes these
+        if isinstance(node, ast.ImportFrom) and node.level == 1: # nbdev writes these
+            yield from [node.module.split(".")[0]] if node.module else [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("compeffdist"):
             yield from [node.module.split(".")[1]] if "." in node.module else [a.name for a in node.names]
-        if isinstance(node, ast.Import): yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("compeffdist."))
+        if isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("compeffdist."))
 
 # %% ../nbs/01_store.ipynb #8b15c525
 _code_digests: dict = {}
@@ -111,7 +120,12 @@ _code_digests: dict = {}
 def _strip(tree):
     "Remove docstrings, which change nothing that is computed."
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant):
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+            and node.body
+            and isinstance(node.body[0], ast.Expr)
+            and isinstance(node.body[0].value, ast.Constant)
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return tree
 
@@ -119,9 +133,14 @@ def _strip(tree):
 def code_digest(
     *modules: str, # names of modules of this package, e.g. "attributes"
 ) -> str: # SHA-256 of their code and of what they import from the package
-    "Hash of code as syntax trees (imports followed) and of the modules' tables in `data/`; comments and docstrings do not count."
+    """Hash of code as syntax trees (imports followed) and of the modules' tables in `data/`;
+    comments and docstrings do not count."""
     if modules in _code_digests: return _code_digests[modules]
-    package, seen, todo = Path(__file__).parent if "__file__" in globals() else project_root()/"compeffdist", {}, list(modules)
+    package, seen, todo = (
+        Path(__file__).parent if "__file__" in globals() else project_root()/"compeffdist",
+        {},
+        list(modules),
+    )
     while todo:
         name = todo.pop()
         if name in seen or name in PLUMBING or not (file := package/f"{name}.py").is_file(): continue
@@ -134,7 +153,8 @@ def code_digest(
 
 # %% ../nbs/01_store.ipynb #7cf07588
 _SCHEMA = """
-create table if not exists responses (key text primary key, backend text, model text, revision text, prompt text, params text, seed integer,
+create table if not exists responses (\
+key text primary key, backend text, model text, revision text, prompt text, params text, seed integer,
   text text, finish_reason text, prompt_tokens integer, completion_tokens integer);
 create table if not exists dead (key text primary key, stage text, request_id text, reason text, attempts integer);"""
 _COLUMNS = "key backend model revision prompt params seed text finish_reason prompt_tokens completion_tokens".split()
@@ -152,18 +172,25 @@ class ResponseRecord:
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=normal")
             self._db.executescript(_SCHEMA)
-        except sqlite3.DatabaseError as e: raise UserError(f"{self.path} is not a readable record of responses: {e}. Move it away and run again, or restore it from a copy.") from e
+        except sqlite3.DatabaseError as e:
+            raise UserError(
+                f"{self.path} is not a readable record of responses: {e}. "
+                "Move it away and run again, or restore it from a copy."
+            ) from e
 
 # %% ../nbs/01_store.ipynb #41756600
 def _put(
     self: ResponseRecord,
     key: str, # hash of all that identifies the request
-    **row: Any, # backend, model, revision, prompt, params (dict), seed, text, finish_reason, prompt_tokens, completion_tokens
+    **row: Any, # backend, model, revision, prompt, params (dict), seed, text, finish_reason, prompt_/completion_tokens
 ) -> None:
     "Keep one response, at once; a request that had been given up is alive again."
     row = dict(row, key=key, params=json.dumps(row.get("params", {}), sort_keys=True))
     with self._lock, _disk_errors(self.path):
-        self._db.execute(f"insert or replace into responses ({','.join(_COLUMNS)}) values ({','.join('?' * len(_COLUMNS))})", [row.get(c) for c in _COLUMNS])
+        self._db.execute(
+            f"insert or replace into responses ({','.join(_COLUMNS)}) values ({','.join('?' * len(_COLUMNS))})",
+            [row.get(c) for c in _COLUMNS],
+        )
         self._db.execute("delete from dead where key = ?", [key])
 
 def _bury(
@@ -175,13 +202,21 @@ def _bury(
     attempts: int = 1, # how often it was tried
 ) -> None:
     "Keep a request that failed for good, with its reason."
-    with self._lock, _disk_errors(self.path): self._db.execute("insert or replace into dead values (?,?,?,?,?)", [key, stage, request_id, reason, attempts])
+    with self._lock, _disk_errors(self.path):
+        self._db.execute(
+            "insert or replace into dead values (?,?,?,?,?)",
+            [key, stage, request_id, reason, attempts],
+        )
 
 # %% ../nbs/01_store.ipynb #2b69b814
 @contextlib.contextmanager
 def _disk_errors(path):
     try: yield
-    except sqlite3.OperationalError as e: raise UserError(f"{path} could not be written: {e}. Free some disk space and run the same command again; the responses recorded so far are kept.") from e
+    except sqlite3.OperationalError as e:
+        raise UserError(
+            f"{path} could not be written: {e}. Free some disk space and run the same command again; "
+            "the responses recorded so far are kept."
+        ) from e
 
 def _get_many(
     self: ResponseRecord,
@@ -191,7 +226,11 @@ def _get_many(
     found, keys = {}, list(keys)
     for i in range(0, len(keys), 500):
         part = keys[i:i + 500]
-        with self._lock: rows = self._db.execute(f"select {','.join(_COLUMNS)} from responses where key in ({','.join('?' * len(part))})", part).fetchall()
+        with self._lock:
+            rows = self._db.execute(
+                f"select {','.join(_COLUMNS)} from responses where key in ({','.join('?' * len(part))})",
+                part,
+            ).fetchall()
         found.update({r[0]: dict(zip(_COLUMNS, r)) for r in rows})
     return found
 
@@ -200,7 +239,11 @@ def _dead(
     stage: str|None = None, # only this stage's; all if None
 ) -> list[dict]: # key, stage, request_id, reason, attempts
     "The requests given up."
-    with self._lock: rows = self._db.execute("select * from dead where ?1 is null or stage = ?1 order by stage, request_id", [stage]).fetchall()
+    with self._lock:
+        rows = self._db.execute(
+            "select * from dead where ?1 is null or stage = ?1 order by stage, request_id",
+            [stage],
+        ).fetchall()
     return [dict(zip(("key", "stage", "request_id", "reason", "attempts"), r)) for r in rows]
 
 def _count(
@@ -209,7 +252,9 @@ def _count(
     "How many responses are recorded."
     with self._lock: return self._db.execute("select count(*) from responses").fetchone()[0]
 
-ResponseRecord.put, ResponseRecord.bury, ResponseRecord.get_many, ResponseRecord.dead, ResponseRecord.__len__ = _put, _bury, _get_many, _dead, _count
+ResponseRecord.put, ResponseRecord.bury, ResponseRecord.get_many, ResponseRecord.dead, ResponseRecord.__len__ = (
+    _put, _bury, _get_many, _dead, _count
+)
 
 # %% ../nbs/01_store.ipynb #61669046
 @dataclass
@@ -222,7 +267,14 @@ class StageResult:
     seconds: float
     reason: str = ""
 
-    def _repr_markdown_(self): return f"**{self.name}**: {'unchanged, not run' if self.cached else f'built in {self.seconds:.1f} s'}" + (f" ({', '.join(f'{k} {v:,}' if isinstance(v, int) else f'{k} {v}' for k, v in self.counts.items())})" if self.counts else "")
+    def _repr_markdown_(self):
+        return (
+            f"**{self.name}**: "
+            f"{'unchanged, not run' if self.cached else f'built in {self.seconds:.1f} s'}"
+        ) + (
+            f" ({', '.join(f'{k} {v:,}' if isinstance(v, int) else f'{k} {v}' for k, v in self.counts.items())})"
+            if self.counts else ""
+        )
 
 # %% ../nbs/01_store.ipynb #8ea150f9
 class Store:
@@ -237,7 +289,10 @@ class Store:
         self.artifacts, self.figures, self.tables = (self.root/d for d in ("artifacts", "figures", "tables"))
         for d in (self.artifacts, self.figures, self.tables):
             try: d.mkdir(parents=True, exist_ok=True)
-            except OSError as e: raise UserError(f"{d} cannot be made: {e.strerror}. Set outputs = <a writable folder> in settings.ini.") from e
+            except OSError as e:
+                raise UserError(
+                    f"{d} cannot be made: {e.strerror}. Set outputs = <a writable folder> in settings.ini."
+                ) from e
         self._whole, self._record = {}, None
 
     @property
@@ -253,7 +308,11 @@ def _meta(self: Store, name: str):
 
 def _digest_outputs(folder):
     "Content hash of every file of a stage but its own record."
-    return {p.relative_to(folder).as_posix(): content_hash(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "stage.json"}
+    return {
+        p.relative_to(folder).as_posix(): content_hash(p)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != "stage.json"
+    }
 
 def _damage(self: Store, name: str):
     "Why a finished stage's files are not what they were, or None; checked once by each `Store`."
@@ -269,22 +328,36 @@ def _fingerprint(self: Store, inputs, params, code):
     parts = {}
     for name in inputs:
         meta = _meta(self, name)
-        if meta is None: raise UserError(f"The stage {name!r} has not been run for profile {self.settings.profile!r}: {self.artifacts/name} is missing. Run the notebooks in order: make replicate PROFILE={self.settings.profile}")
-        if why := _damage(self, name): raise UserError(f"{self.artifacts/name} is damaged: {why}. Run make replicate PROFILE={self.settings.profile}; it builds that stage again.")
+        if meta is None:
+            raise UserError(
+                f"The stage {name!r} has not been run for profile {self.settings.profile!r}: "
+                f"{self.artifacts/name} is missing. "
+                f"Run the notebooks in order: make replicate PROFILE={self.settings.profile}"
+            )
+        if why := _damage(self, name):
+            raise UserError(
+                f"{self.artifacts/name} is damaged: {why}. "
+                f"Run make replicate PROFILE={self.settings.profile}; it builds that stage again."
+            )
         parts[name] = meta["outputs"]
-    value = dict(inputs=parts, params=json.loads(json.dumps(params, sort_keys=True, default=str)), code=code_digest(*code))
+    value = dict(
+        inputs=parts,
+        params=json.loads(json.dumps(params, sort_keys=True, default=str)),
+        code=code_digest(*code),
+    )
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest(), value
 
 # %% ../nbs/01_store.ipynb #651ffc4b
 def _stage(
     self: Store,
     name: str, # the artefact's folder name
-    build: Callable[[Path, Path], Mapping|None], # writes into its first argument; the second survives a kill; returns counts
+    build: Callable[[Path, Path], Mapping|None], # fills its first argument; the second survives a kill; returns counts
     inputs: Sequence[str] = (), # earlier stages it reads
     params: Mapping[str, Any]|None = None, # every setting it depends on
     code: Sequence[str] = (), # modules of this package whose code makes it
 ) -> StageResult: # where it is, and whether it was run
-    "Run a stage unless its inputs, settings and code are unchanged (then say so); a second process that wants the same stage waits for the first."
+    """Run a stage unless its inputs, settings and code are unchanged (then say so);
+    a second process that wants the same stage waits for the first."""
     from filelock import FileLock
     (self.artifacts/".work").mkdir(parents=True, exist_ok=True)
     with FileLock(self.artifacts/".work"/f"{name}.lock"): return _locked_stage(self, name, build, inputs, params, code)
@@ -300,10 +373,17 @@ def _locked_stage(self, name, build, inputs, params, code):
     begin = time.perf_counter()
     try: counts = dict(build(out, work) or {})
     except OSError as e:
-        if e.errno in (28, 122): raise UserError(f"Stage {name!r}: the disk is full ({out}). Free some space and run the same command again; finished stages are kept.") from e
+        if e.errno in (28, 122):
+            raise UserError(
+                f"Stage {name!r}: the disk is full ({out}). "
+                "Free some space and run the same command again; finished stages are kept."
+            ) from e
         raise
     seconds = round(time.perf_counter() - begin, 3)
-    write_json(out/"stage.json", dict(stage=name, fingerprint=fingerprint, counts=counts, seconds=seconds, outputs=_digest_outputs(out), **facts))
+    write_json(out/"stage.json", dict(
+        stage=name, fingerprint=fingerprint, counts=counts, seconds=seconds,
+        outputs=_digest_outputs(out), **facts,
+    ))
     return _publish(self, name, out, work, StageResult(name, target, False, counts, seconds, reason))
 
 # %% ../nbs/01_store.ipynb #878a080c
@@ -335,7 +415,11 @@ def _path(
     "Path of a whole artefact; raises `UserError` if it is missing or damaged."
     _fingerprint(self, [stage], {}, ())
     path = self.artifacts/stage/file
-    if not path.exists(): raise UserError(f"Stage {stage!r} has no file {file!r}; it has: {', '.join(sorted(p.name for p in (self.artifacts/stage).iterdir()))}.")
+    if not path.exists():
+        raise UserError(
+            f"Stage {stage!r} has no file {file!r}; "
+            f"it has: {', '.join(sorted(p.name for p in (self.artifacts/stage).iterdir()))}."
+        )
     return path
 
 def _rows(self: Store, stage: str, file: str): return read_rows(_path(self, stage, file))

@@ -16,14 +16,22 @@ from .store import StageResult, Store, derive_seed, read_json, write_json
 from .workers import run_group
 from .base import base_loss, base_stage, bf16_pays, length_batches, plain_attention
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR) # peft imports it wherever it is installed, and on some CPUs it warns of kernels that it does without
+# peft imports it wherever it is installed, and on some CPUs it warns of kernels that it does without
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 # %% ../nbs/10_students.ipynb #c22c55f0
 def _prompt_ids(tokenizer, prompts, chat):
     "Token ids of prompts and what precedes an answer: a space, or the chat template's turn marker."
     if not chat: return tokenizer(list(prompts)).input_ids, list(prompts), " "
-    if not tokenizer.chat_template: raise UserError(f"train_chat_template = true, but the tokenizer of {tokenizer.name_or_path!r} has no chat template. Set train_chat_template = false, or use an instruction-tuned student.")
-    shown = [tokenizer.apply_chat_template([dict(role="user", content=p)], tokenize=False, add_generation_prompt=True, enable_thinking=False) for p in prompts]
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"train_chat_template = true, but the tokenizer of {tokenizer.name_or_path!r} has no chat template. "
+            "Set train_chat_template = false, or use an instruction-tuned student.")
+    shown = [
+        tokenizer.apply_chat_template(
+            [dict(role="user", content=p)],
+            tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        for p in prompts]
     return tokenizer(shown, add_special_tokens=False).input_ids, shown, ""
 
 def encode_rows(
@@ -31,13 +39,17 @@ def encode_rows(
     tokenizer: Any, # the student's
     max_length: int = 2048, # tokens of a row
     chat: bool = False, # wrap prompts in the chat template
-) -> tuple[list[dict], dict]: # rows of input_ids and labels; counts: rows_in, rows_out, truncated, dropped, tokens, answer_tokens
+) -> tuple[list[dict], dict]: # input_ids, labels; counts: rows_in, rows_out, truncated, dropped, tokens, answer_tokens
     "Tokenise prompt-answer rows with loss on the answer only; raises `UserError` for rows without prompt or answer."
     for i, r in enumerate(rows):
         if not isinstance(r.get("prompt"), str) or not isinstance(r.get("answer"), str) or not r["answer"].strip():
-            raise UserError(f"Training row {i} (id {r.get('id')!r}) has no prompt or no answer: {str(r)[:120]}. Drop it from the sample, or build the corpus again.")
+            raise UserError(
+                f"Training row {i} (id {r.get('id')!r}) has no prompt or no answer: {str(r)[:120]}. "
+                "Drop it from the sample, or build the corpus again.")
     prompts, shown, gap = _prompt_ids(tokenizer, [r["prompt"] for r in rows], chat)
-    whole = tokenizer([p + gap + r["answer"].strip() for p, r in zip(shown, rows)], add_special_tokens=not chat).input_ids
+    whole = tokenizer(
+        [p + gap + r["answer"].strip() for p, r in zip(shown, rows)],
+        add_special_tokens=not chat).input_ids
     out, count = [], dict(rows_in=len(rows), rows_out=0, truncated=0, dropped=0, tokens=0, answer_tokens=0)
     for p, w in zip(prompts, whole):
         w = w + [tokenizer.eos_token_id]
@@ -74,17 +86,23 @@ def mask_picture(
         y += "\n" in text
     fig, ax = plt.subplots(figsize=(width / 11, 0.5 + 0.28 * (y + 1)))
     for x, y, text, learnt in cells:
-        ax.text(x, -y, text, family="monospace", fontsize=8, va="center", bbox=dict(boxstyle="square,pad=0.15", lw=0, fc="#e4683a" if learnt else "#e9e9e9"), color="white" if learnt else "#444444")
+        ax.text(
+            x, -y, text, family="monospace", fontsize=8, va="center",
+            bbox=dict(boxstyle="square,pad=0.15", lw=0, fc="#e4683a" if learnt else "#e9e9e9"),
+            color="white" if learnt else "#444444")
     ax.set(xlim=(-1, width), ylim=(-max(c[1] for c in cells) - 0.8, 0.8)); ax.axis("off")
     return fig
 
 # %% ../nbs/10_students.ipynb #3d7b008e
-FSDP = dict(version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP", reshard_after_forward=True, cpu_ram_efficient_loading=False, state_dict_type="FULL_STATE_DICT")
+FSDP = dict(
+    version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP", reshard_after_forward=True,
+    cpu_ram_efficient_loading=False, state_dict_type="FULL_STATE_DICT")
 
 def train_processes(
     settings: Settings, # train_processes
 ) -> int: # at least 1
-    "Processes of one training: `train_processes`, at most one for each GPU where there are GPUs; 0 is one for each GPU."
+    """Processes of one training: `train_processes`, at most one for each GPU where there are GPUs;
+    0 is one for each GPU."""
     import torch
     gpus = torch.cuda.device_count()
     return min(settings.train_processes or gpus, gpus) if gpus else settings.train_processes or 1
@@ -92,11 +110,17 @@ def train_processes(
 def _divided(settings, processes):
     "Rows a micro-batch and micro-batches a step of each process."
     batch, accumulation = settings.train_batch, settings.train_accumulation
-    if settings.train_length_power or settings.train_lm_weight: # rows are weighed within a micro-batch, so that is what is shared
+    # rows are weighed within a micro-batch, so that is what is shared
+    if settings.train_length_power or settings.train_lm_weight:
         rest = processes // (shared := math.gcd(batch, processes))
         if accumulation % rest == 0: return batch // shared, accumulation // rest
     rest = processes // (shared := math.gcd(accumulation, processes))
-    if batch % rest: raise UserError(f"train_batch = {batch} x train_accumulation = {accumulation} cannot be divided among {processes} processes. Set train_accumulation to a multiple of {processes}, or train_processes to a divisor of {batch * accumulation}.")
+    if batch % rest:
+        raise UserError(
+            f"train_batch = {batch} x train_accumulation = {accumulation} "
+            f"cannot be divided among {processes} processes. "
+            f"Set train_accumulation to a multiple of {processes}, "
+            f"or train_processes to a divisor of {batch * accumulation}.")
     return batch // rest, accumulation // shared
 
 # %% ../nbs/10_students.ipynb #ca343574
@@ -108,20 +132,28 @@ def training_arguments(
     processes: int = 1, # that share a batch
     bf16: bool|None = None, # None: where it pays
 ): # trl.SFTConfig
-    "The schedule (PAPER section E) as trl's configuration; raises `UserError` if the batch cannot be divided among the processes."
+    """The schedule (PAPER section E) as trl's configuration;
+    raises `UserError` if the batch cannot be divided among the processes."""
     import torch
     from trl import SFTConfig
     s, cuda = settings, torch.cuda.is_available()
     batch, accumulation = _divided(s, processes)
     points = max(1, round(rows * s.train_epochs / (s.train_batch * s.train_accumulation) / 60))
-    return SFTConfig(output_dir=str(folder), seed=s.seed if seed is None else seed, num_train_epochs=s.train_epochs, learning_rate=s.train_lr,
-        per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, max_length=s.train_max_length, packing=s.train_packing,
-        lr_scheduler_type=s.train_scheduler, warmup_steps=s.train_warmup, weight_decay=s.train_weight_decay, adam_beta1=s.train_beta1, adam_beta2=s.train_beta2,
-        adam_epsilon=s.train_eps, max_grad_norm=s.train_clip, bf16=s.train_precision == "bf16" and (bf16_pays() if bf16 is None else bf16), use_cpu=not cuda,
+    return SFTConfig(
+        output_dir=str(folder), seed=s.seed if seed is None else seed,
+        num_train_epochs=s.train_epochs, learning_rate=s.train_lr,
+        per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+        max_length=s.train_max_length, packing=s.train_packing,
+        lr_scheduler_type=s.train_scheduler, warmup_steps=s.train_warmup, weight_decay=s.train_weight_decay,
+        adam_beta1=s.train_beta1, adam_beta2=s.train_beta2, adam_epsilon=s.train_eps, max_grad_norm=s.train_clip,
+        bf16=s.train_precision == "bf16" and (bf16_pays() if bf16 is None else bf16), use_cpu=not cuda,
         gradient_checkpointing=s.train_gradient_checkpointing,
-        optim="adamw_torch_fused", logging_steps=points, logging_first_step=True, report_to="none", disable_tqdm=True, dataloader_pin_memory=cuda,
-        save_strategy="steps" if s.train_save_steps else "no", save_steps=s.train_save_steps or 500, save_total_limit=1,
-        dataset_kwargs=dict(skip_prepare_dataset=not s.train_packing), average_tokens_across_devices=cuda or processes > 1,
+        optim="adamw_torch_fused", logging_steps=points, logging_first_step=True,
+        report_to="none", disable_tqdm=True, dataloader_pin_memory=cuda,
+        save_strategy="steps" if s.train_save_steps else "no", save_steps=s.train_save_steps or 500,
+        save_total_limit=1,
+        dataset_kwargs=dict(skip_prepare_dataset=not s.train_packing),
+        average_tokens_across_devices=cuda or processes > 1,
         fsdp=s.train_fsdp and processes > 1, fsdp_config=FSDP)
 
 # %% ../nbs/10_students.ipynb #afae71d7
@@ -130,9 +162,13 @@ def _progress(total):
     from tqdm import tqdm
     from transformers import TrainerCallback
     class Progress(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kw): self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=total, unit="step", mininterval=5, disable=not state.is_world_process_zero)
+        def on_train_begin(self, args, state, control, **kw):
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc=total, unit="step",
+                mininterval=5, disable=not state.is_world_process_zero)
         def on_step_end(self, args, state, control, **kw): self.bar.update(state.global_step - self.bar.n)
-        def on_log(self, args, state, control, logs=None, **kw): "loss" in (logs or {}) and self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+        def on_log(self, args, state, control, logs=None, **kw):
+            "loss" in (logs or {}) and self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
         def on_train_end(self, args, state, control, **kw): self.bar.close()
     return Progress()
 
@@ -163,17 +199,22 @@ def weighted_loss(
     lm_weight: float = 0.0, # weight of the prompts' tokens
     lm_share: float = LM_SHARE, # share of the prompts' tokens that is drawn
 ): # scalar tensor
-    "Mean answer-token loss with each row's tokens weighted by (number of its answer tokens) ** -power, plus `lm_weight` times the mean over drawn prompt tokens; the output layer sees only these positions."
+    """Mean answer-token loss with each row's tokens weighted by (number of its answer tokens) ** -power,
+    plus `lm_weight` times the mean over drawn prompt tokens; the output layer sees only these positions."""
     import torch
     ids, answer = inputs["input_ids"], inputs["labels"] != -100
-    keep = inputs["attention_mask"].bool() & (torch.rand(ids.shape) < lm_share).to(ids.device) if lm_weight else torch.zeros_like(answer)
+    keep = (
+        inputs["attention_mask"].bool() & (torch.rand(ids.shape) < lm_share).to(ids.device) if lm_weight
+        else torch.zeros_like(answer))
     return base_loss(model, ids, answer, keep, lm_weight, power, _over_processes if _grouped() else None)[0]
 
 # %% ../nbs/10_students.ipynb #a02d0990
 def _texts(batch):
     "The rows of a padded batch, or the texts of a packed one, without padding."
-    if "attention_mask" in batch: spans = [(row, 0, n) for row, n in enumerate(batch["attention_mask"].sum(1).tolist())]
-    else: spans = [(0, a, b) for a, b in zip(batch["cu_seq_lens_q"].tolist(), batch["cu_seq_lens_q"][1:].tolist())]
+    if "attention_mask" in batch:
+        spans = [(row, 0, n) for row, n in enumerate(batch["attention_mask"].sum(1).tolist())]
+    else:
+        spans = [(0, a, b) for a, b in zip(batch["cu_seq_lens_q"].tolist(), batch["cu_seq_lens_q"][1:].tolist())]
     return [{k: batch[k][row, a:b].tolist() for k in ("input_ids", "labels")} for row, a, b in spans]
 
 def _parts(batch, n):
@@ -197,7 +238,8 @@ def _frugal_trainer(batch, power):
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
     from trl import SFTTrainer
     class Frugal(SFTTrainer):
-        parts, share, window = 1, 1.0, () # share: of a part in its micro-batch; window: the micro-batches since the last optimizer step
+        # share: of a part in its micro-batch; window: the micro-batches since the last optimizer step
+        parts, share, window = 1, 1.0, ()
         def training_step(self, model, inputs, num_items_in_batch=None):
             self.window = (*self.window, inputs)
             todo = self.window[-1:]
@@ -223,12 +265,27 @@ def _frugal_trainer(batch, power):
         def _halve(self, model):
             "Forget the broken gradients and double the number of parts."
             model.zero_grad(); clear_device_cache(garbage_collection=True)
-            n, own, most = self.accelerator.num_processes, self.args.per_device_train_batch_size, self.args.train_batch_size * self.args.gradient_accumulation_steps
+            n, own, most = (
+                self.accelerator.num_processes,
+                self.args.per_device_train_batch_size,
+                self.args.train_batch_size * self.args.gradient_accumulation_steps)
             less = next((k for k in range(own // 2, 0, -1) if most % k == 0), None)
-            if n > 1 and less: raise UserError(f"Out of memory with {own} rows in each of {n} processes. Set train_batch = {less} and train_accumulation = {most // less * n}, which is the same effective batch, and run the same command again.")
-            if n > 1 or self.parts >= max(len(_texts(w)) for w in self.window): raise UserError("Out of memory on a single training row. Lower train_max_length, or set train_gradient_checkpointing = true or train_lora_r = 16.")
+            if n > 1 and less:
+                raise UserError(
+                    f"Out of memory with {own} rows in each of {n} processes. "
+                    f"Set train_batch = {less} and train_accumulation = {most // less * n}, "
+                    "which is the same effective batch, and run the same command again.")
+            if n > 1 or self.parts >= max(len(_texts(w)) for w in self.window):
+                raise UserError(
+                    "Out of memory on a single training row. Lower train_max_length, "
+                    "or set train_gradient_checkpointing = true or train_lora_r = 16.")
             self.parts *= 2
-            warnings.warn(f"Out of memory at step {self.state.global_step + 1}: micro-batches of {batch} rows are taken in {self.parts} parts from here on. The effective batch stays {self.args.train_batch_size * self.args.gradient_accumulation_steps}.", stacklevel=2)
+            warnings.warn(
+                f"Out of memory at step {self.state.global_step + 1}: "
+                f"micro-batches of {batch} rows are taken in {self.parts} parts from here on. "
+                "The effective batch stays "
+                f"{self.args.train_batch_size * self.args.gradient_accumulation_steps}.",
+                stacklevel=2)
     return Frugal
 
 # %% ../nbs/10_students.ipynb #d307db8b
@@ -247,11 +304,15 @@ def _trainer_class(batch, power, lm_weight):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             self.remove_callback(PrinterCallback)
-            if getattr(self.model, "is_loaded_in_4bit", False): # trl makes the adapters bf16, and a resumed run would have them in fp32
+            # trl makes the adapters bf16, and a resumed run would have them in fp32
+            if getattr(self.model, "is_loaded_in_4bit", False):
                 for p in self.model.parameters(): p.data = p.data.float() if p.requires_grad else p.data
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            if not power and not lm_weight: return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            with self.accelerator.autocast(): loss = self.share * weighted_loss(model, inputs, power, lm_weight) # accelerate puts autocast into model.forward, which is not called here
+            if not power and not lm_weight:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            # accelerate puts autocast into model.forward, which is not called here
+            with self.accelerator.autocast():
+                loss = self.share * weighted_loss(model, inputs, power, lm_weight)
             if num_items_in_batch is not None: loss = loss / self.current_gradient_accumulation_steps
             return (loss, {}) if return_outputs else loss
         def _run_epoch(self, **kw): # in a group, a resumed epoch would get the first one's order
@@ -277,22 +338,39 @@ def finetune(
     from datasets import Dataset
     from transformers import set_seed
     encoded, counts = encode_rows(rows, tokenizer, settings.train_max_length, settings.train_chat_template)
-    if not encoded: raise UserError(f"None of {counts['rows_in']} training rows fits into train_max_length = {settings.train_max_length} tokens. Raise it in settings.ini.")
+    if not encoded:
+        raise UserError(
+            f"None of {counts['rows_in']} training rows fits into "
+            f"train_max_length = {settings.train_max_length} tokens. Raise it in settings.ini.")
     own = next((k for k in ("train_length_power", "train_lm_weight") if getattr(settings, k)), None)
-    if own and settings.train_packing: raise UserError(f"{own} = {getattr(settings, own)} weighs rows, and train_packing = true joins rows. Set one of them to 0 or false.")
+    if own and settings.train_packing:
+        raise UserError(
+            f"{own} = {getattr(settings, own)} weighs rows, and train_packing = true joins rows. "
+            "Set one of them to 0 or false.")
     set_seed(seed)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     devices = processes if processes > 1 else torch.cuda.device_count()
-    if devices > processes: raise UserError(f"{devices} GPUs are seen by one process, which can train on one. Set train_processes = 0 (a process for each), or CUDA_VISIBLE_DEVICES=0.")
-    if own and settings.train_fsdp and processes > 1: raise UserError(f"{own} = {getattr(settings, own)} weighs rows over whole copies of the student, and train_fsdp = true cuts it up. Set train_fsdp = false, or {own} = 0, the paper's loss.")
+    if devices > processes:
+        raise UserError(
+            f"{devices} GPUs are seen by one process, which can train on one. "
+            "Set train_processes = 0 (a process for each), or CUDA_VISIBLE_DEVICES=0.")
+    if own and settings.train_fsdp and processes > 1:
+        raise UserError(
+            f"{own} = {getattr(settings, own)} weighs rows over whole copies of the student, "
+            f"and train_fsdp = true cuts it up. Set train_fsdp = false, or {own} = 0, the paper's loss.")
     args = training_arguments(settings, work, len(encoded), seed, processes)
     _fit_to(args, model)
     model, attention = _prepared(model, settings), model.config._attn_implementation
     model.config.use_cache = False
     if args.bf16 and args.use_cpu and not settings.train_packing: plain_attention(model)
-    trainer = _trainer_class(settings.train_batch, settings.train_length_power, settings.train_lm_weight)(model=model, args=args, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer, peft_config=_lora(settings), callbacks=[_progress(name)])
-    if own and trainer.accelerator.process_index: torch.manual_seed(seed + trainer.accelerator.process_index) # each draws its own prompt tokens
-    if args.fsdp and trainer.accelerator.distributed_type != "FSDP": raise UserError("train_fsdp = true, but there is no GPU over which to cut the student up. Set train_fsdp = false.")
+    trainer = _trainer_class(settings.train_batch, settings.train_length_power, settings.train_lm_weight)(
+        model=model, args=args, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer,
+        peft_config=_lora(settings), callbacks=[_progress(name)])
+    # each draws its own prompt tokens
+    if own and trainer.accelerator.process_index: torch.manual_seed(seed + trainer.accelerator.process_index)
+    if args.fsdp and trainer.accelerator.distributed_type != "FSDP":
+        raise UserError(
+            "train_fsdp = true, but there is no GPU over which to cut the student up. Set train_fsdp = false.")
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=_checkpoint(work))
     seconds = time.perf_counter() - begin
@@ -300,14 +378,19 @@ def finetune(
     model = _finished(trainer, settings)
     model.config.use_cache = True
     model.set_attn_implementation(attention)
-    log = dict(counts=counts, steps=trainer.state.global_step, precision="bf16" if args.bf16 else "fp32", micro_batch=max(1, settings.train_batch // trainer.parts), lora_r=settings.train_lora_r, final_loss=curve[-1]["loss"], curve=curve)
+    log = dict(
+        counts=counts, steps=trainer.state.global_step, precision="bf16" if args.bf16 else "fp32",
+        micro_batch=max(1, settings.train_batch // trainer.parts), lora_r=settings.train_lora_r,
+        final_loss=curve[-1]["loss"], curve=curve)
     return model, log | dict(tokens_per_second=round(counts["tokens"] * settings.train_epochs / seconds))
 
 # %% ../nbs/10_students.ipynb #a909e630
 def _fit_to(args, model):
     "What of the arguments depends on the model: layers that FSDP keeps together, parts that text does not reach."
     inside = {type(m).__name__ for m in model.modules()}
-    if args.fsdp: args.fsdp_plugin_args["transformer_cls_names_to_wrap"] = ",".join(n for n in model._no_split_modules if n in inside)
+    if args.fsdp:
+        args.fsdp_plugin_args["transformer_cls_names_to_wrap"] = ",".join(
+            n for n in model._no_split_modules if n in inside)
     args.ddp_find_unused_parameters = hasattr(model.config, "vision_config")
 
 # %% ../nbs/10_students.ipynb #4f8b36d6
@@ -315,7 +398,9 @@ def _lora(settings):
     "LoRA on every linear layer, or None for full fine-tuning."
     if not settings.train_lora_r: return None
     from peft import LoraConfig
-    return LoraConfig(r=settings.train_lora_r, lora_alpha=settings.train_lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    return LoraConfig(
+        r=settings.train_lora_r, lora_alpha=settings.train_lora_alpha, lora_dropout=0.0,
+        target_modules="all-linear", task_type="CAUSAL_LM")
 
 def load_student(
     folder: Path, # a checkpoint
@@ -323,16 +408,30 @@ def load_student(
     quantization: str = "none", # none | nf4: linear layers but the output in 4 bits, for training adapters
     attention: str = "sdpa", # implementation, as transformers names it
 ) -> tuple[Any, Any]: # model, tokenizer
-    "Load a student and its tokenizer; raises `UserError` if the folder is not a checkpoint, or what it is to be loaded with is not installed."
+    """Load a student and its tokenizer;
+    raises `UserError` if the folder is not a checkpoint, or what it is to be loaded with is not installed."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     extra = dict(attn_implementation=attention)
     if quantization == "nf4":
-        extra |= dict(quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=getattr(torch, dtype)))
+        extra |= dict(quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, dtype)))
         if torch.cuda.is_available(): extra["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
-    try: return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **extra), AutoTokenizer.from_pretrained(folder)
-    except ImportError as e: raise UserError(f"A student cannot be loaded with student_attention_… = {attention} and train_quantization = {quantization}: {str(e).splitlines()[0]} Install what is missing (pip install 'compeffdist[train]' has bitsandbytes; flash_attention_2 needs flash-attn and a GPU), or set sdpa and none.") from e
-    except (OSError, ValueError) as e: raise UserError(f"{folder} cannot be loaded as a student: {str(e).splitlines()[0]} Delete it and run the same command again.") from e
+    try:
+        return (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **extra),
+            AutoTokenizer.from_pretrained(folder))
+    except ImportError as e:
+        raise UserError(
+            f"A student cannot be loaded with student_attention_… = {attention} "
+            f"and train_quantization = {quantization}: {str(e).splitlines()[0]} "
+            "Install what is missing (pip install 'compeffdist[train]' has bitsandbytes; "
+            "flash_attention_2 needs flash-attn and a GPU), or set sdpa and none.") from e
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"{folder} cannot be loaded as a student: {str(e).splitlines()[0]} "
+            "Delete it and run the same command again.") from e
 
 def _prepared(model, settings):
     "A student in 4 bits, made ready for training; any other as it is."
@@ -363,13 +462,17 @@ def _finished(trainer, settings):
         model.generation_config = generation
         if settings.train_lora_r: model = get_peft_model(model, _lora(settings))
         model.load_state_dict(state)
-    if settings.train_quantization != "none": return _merged(model, settings) if trainer.is_world_process_zero() else model
+    if settings.train_quantization != "none":
+        return _merged(model, settings) if trainer.is_world_process_zero() else model
     return model.merge_and_unload() if settings.train_lora_r else model
 
 # %% ../nbs/10_students.ipynb #11398475
-TRAIN_KEYS = ("train_epochs", "train_lr", "train_batch", "train_accumulation", "train_max_length", "train_packing", "train_scheduler", "train_warmup",
-    "train_weight_decay", "train_beta1", "train_beta2", "train_eps", "train_clip", "train_precision", "train_lora_r", "train_lora_alpha", "train_quantization",
-    "train_gradient_checkpointing", "train_chat_template", "student_dtype", "seed", "train_length_power", "train_lm_weight", "train_processes", "train_fsdp")
+TRAIN_KEYS = (
+    "train_epochs", "train_lr", "train_batch", "train_accumulation", "train_max_length", "train_packing",
+    "train_scheduler", "train_warmup", "train_weight_decay", "train_beta1", "train_beta2", "train_eps", "train_clip",
+    "train_precision", "train_lora_r", "train_lora_alpha", "train_quantization",
+    "train_gradient_checkpointing", "train_chat_template", "student_dtype", "seed",
+    "train_length_power", "train_lm_weight", "train_processes", "train_fsdp")
 
 def sample_file(
     sample_stage: str, # "corpus", "corpus-<name>" or "sample-<name>"
@@ -380,7 +483,11 @@ def sample_file(
 # %% ../nbs/10_students.ipynb #7f6375f1
 def _trained(settings, source, sample_stage, out, work, seed, name, attention="sdpa"):
     "Load and train, each process of a group with its share of the rows; the first saves. The log."
-    rows = Store(settings).rows(sample_stage, sample_file(sample_stage)).select_columns(["id", "prompt", "answer"]).to_list()
+    rows = (
+        Store(settings)
+        .rows(sample_stage, sample_file(sample_stage))
+        .select_columns(["id", "prompt", "answer"])
+        .to_list())
     model, tokenizer = load_student(source, settings.student_dtype, settings.train_quantization, attention)
     model, log = finetune(model, tokenizer, rows, settings, work, seed, name)
     if os.environ.get("RANK", "0") == "0": model.save_pretrained(out); tokenizer.save_pretrained(out)
@@ -397,14 +504,23 @@ def student_stage(
     "Distil one student (PAPER section E)."
     base = base_stage(settings, store, family)
     attention = getattr(settings, f"student_attention_{family}")
-    params = {k: getattr(settings, k) for k in TRAIN_KEYS} | dict(family=family, attention=attention, bf16=settings.train_precision == "bf16" and bf16_pays())
+    params = {k: getattr(settings, k) for k in TRAIN_KEYS} | dict(
+        family=family, attention=attention,
+        bf16=settings.train_precision == "bf16" and bf16_pays())
     def build(out, work):
-        call = settings, store.path(start) if start else base.path, sample_stage, out, work, derive_seed(settings.seed, "student", family), f"student-{family}-{system}", attention
+        call = (
+            settings, store.path(start) if start else base.path, sample_stage, out, work,
+            derive_seed(settings.seed, "student", family), f"student-{family}-{system}", attention)
         log = run_group(train_processes(settings), "students", "_trained", call)
         speed = log.pop("tokens_per_second")
-        write_json(out/"log.json", dict(profile=settings.profile, family=family, system=system, sample=sample_stage, **log))
+        write_json(
+            out/"log.json",
+            dict(profile=settings.profile, family=family, system=system, sample=sample_stage, **log))
         return log["counts"] | dict(steps=log["steps"], final_loss=log["final_loss"], tokens_per_second=speed)
-    return store.stage(f"student-{family}-{system}", build, inputs=[start or f"base-{family}", sample_stage], params=params, code=["students"])
+    return store.stage(
+        f"student-{family}-{system}", build,
+        inputs=[start or f"base-{family}", sample_stage],
+        params=params, code=["students"])
 
 # %% ../nbs/10_students.ipynb #6043f1fc
 def loss_figure(
@@ -414,7 +530,14 @@ def loss_figure(
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
     fig, ax = plt.subplots(figsize=(7.6, max(3.2, 0.22 * len(logs))))
-    for (name, log), dash in zip(logs.items(), cycle(("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1))))): ax.plot([100 * p["step"] / log["steps"] for p in log["curve"]], [p["loss"] for p in log["curve"]], label=f"{name} ({log['steps']:,} steps)", lw=1.3, ls=dash)
-    ax.set(xlabel="share of training (%)", ylabel="training loss (nats)", yscale="log"); ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); ax.yaxis.set_minor_locator(NullLocator()); ax.yaxis.set_major_formatter(ScalarFormatter())
+    for (name, log), dash in zip(logs.items(), cycle(("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1))))):
+        ax.plot(
+            [100 * p["step"] / log["steps"] for p in log["curve"]],
+            [p["loss"] for p in log["curve"]],
+            label=f"{name} ({log['steps']:,} steps)", lw=1.3, ls=dash)
+    ax.set(xlabel="share of training (%)", ylabel="training loss (nats)", yscale="log")
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(ScalarFormatter())
     return fig

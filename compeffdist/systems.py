@@ -26,12 +26,12 @@ class System:
     "One row of the experiments."
     family: str          # llama, qwen3, gemma3; "teacher"; "baseline" for what needs no language model
     name: str            # teacher, majority, bag-of-words, base, distilled, difficulty-10, random-10, …
-    method: str = ""     # how the training rows are chosen: all, soft, hard, random; knowdist, icldist (notebook 09d); empty if not trained
+    method: str = ""     # choice of rows: all, soft, hard, random; knowdist, icldist (notebook 09d); empty: untrained
     rate: float = 0.0    # share of the corpus that it is trained on
     start: str = ""      # the system whose student it goes on from; the base if empty
     part: str = "main"   # main; lineage (notebook 09d); one of `ABLATIONS` (notebook 12b)
     subset: str = ""     # one of `SUBSETS`: what of the corpus is left out before rows are drawn
-    measure: str = "rank" # of difficulty: rank, perplexity, ifd, length, or a proxy that takes the rank score in the student's place
+    measure: str = "rank" # of difficulty: rank, perplexity, ifd, length, or a proxy for the student (rank score)
     a: float|None = None # the quantile preferred most; the profile's if None
     by: str = ""         # instruction or overall; the profile's if empty
     draw: int = 0        # added to the sampling seed: the same kind of sample, other rows
@@ -39,16 +39,34 @@ class System:
 
     @property
     def trained(self) -> bool: return bool(self.method)
+
     @property
-    def sample_stage(self) -> str: return "corpus" if self.method == "all" else f"corpus-{self.method}{share(self.rate)}" if self.part == "lineage" else f"sample-{self.name}"
+    def sample_stage(self) -> str:
+        return (
+            "corpus" if self.method == "all"
+            else f"corpus-{self.method}{share(self.rate)}" if self.part == "lineage"
+            else f"sample-{self.name}")
+
     @property
-    def model_stage(self) -> str|None: return None if self.family in ("teacher", "baseline") else f"student-{self.family}-{self.name}" if self.trained else f"base-{self.family}"
+    def model_stage(self) -> str|None:
+        return (
+            None if self.family in ("teacher", "baseline")
+            else f"student-{self.family}-{self.name}" if self.trained
+            else f"base-{self.family}")
+
     @property
     def evaluation_stage(self) -> str: return f"evaluation-{self.family}-{self.name}"
 
 # %% ../nbs/09a_systems.ipynb #2e631247
-SUBSETS = {"no-analyses": "without analyses", "no-classification": "without closed and open classification", "no-extraction": "without extraction", "no-scoring": "without scoring", "no-structured": "without structured output",
-    "no-demonstrations": "without rows that show demonstrations", "half-perspectives": "from half of the perspectives", "human-written": "human-written instructions only (KnowDist: analyses)"}
+SUBSETS = {
+    "no-analyses": "without analyses",
+    "no-classification": "without closed and open classification",
+    "no-extraction": "without extraction",
+    "no-scoring": "without scoring",
+    "no-structured": "without structured output",
+    "no-demonstrations": "without rows that show demonstrations",
+    "half-perspectives": "from half of the perspectives",
+    "human-written": "human-written instructions only (KnowDist: analyses)"}
 ABLATIONS, MEASURES = ("construction", "sampling", "measure"), ("perplexity", "ifd", "length")
 
 def proxy_name(
@@ -69,13 +87,24 @@ def ablations(
     family: str, # whose student
 ) -> list[System]: # one for each thing that is changed
     "The ablations of one family."
-    s, rate, end, other = settings, settings.ablation_rate, share(settings.ablation_rate), {"instruction": "overall", "overall": "instruction"}[settings.sampling_by]
+    s, rate, end, other = (
+        settings, settings.ablation_rate, share(settings.ablation_rate),
+        {"instruction": "overall", "overall": "instruction"}[settings.sampling_by])
     new = lambda name, method, part, **kw: System(family, name + end, method, rate, part=part, **kw)
     names = [proxy_name(p) for p in s.difficulty_proxies]
-    if twice := [p for p, n in zip(s.difficulty_proxies, names) if names.count(n) > 1]: raise UserError(f"difficulty_proxies names {' and '.join(map(repr, twice))}, which would share the name {proxy_name(twice[0])!r}. Leave one out.")
-    rows = [new(f"{label}-draw{k + 1}", method, part, draw=k) for label, method, part in (("random", "random", "construction"), ("difficulty", "soft", "sampling")) for k in (1, 2)]
+    if twice := [p for p, n in zip(s.difficulty_proxies, names) if names.count(n) > 1]:
+        raise UserError(
+            f"difficulty_proxies names {' and '.join(map(repr, twice))}, "
+            f"which would share the name {proxy_name(twice[0])!r}. Leave one out.")
+    rows = [
+        new(f"{label}-draw{k + 1}", method, part, draw=k)
+        for label, method, part in (("random", "random", "construction"), ("difficulty", "soft", "sampling"))
+        for k in (1, 2)]
     rows += [new(name, "random", "construction", subset=name) for name in _subsets(s)]
-    rows += [new("hard", "hard", "sampling"), new(f"hard-{other}", "hard", "sampling", by=other), new(f"difficulty-{other}", "soft", "sampling", by=other)]
+    rows += [
+        new("hard", "hard", "sampling"),
+        new(f"hard-{other}", "hard", "sampling", by=other),
+        new(f"difficulty-{other}", "soft", "sampling", by=other)]
     rows += [new(f"difficulty-a{100 * a:g}", "soft", "sampling", a=a) for a in (0.0, 0.5, 1.0) if a != s.sampling_a]
     rows += [new(m, "soft", "measure", measure=m) for m in MEASURES]
     return rows + [new(f"proxy-{n}", "soft", "measure", measure=p) for p, n in zip(s.difficulty_proxies, names)]
@@ -85,7 +114,9 @@ def asked(
     settings: Settings, # the active profile
 ) -> str: # for captions
     "How the systems of a profile are asked."
-    return f"{settings.shots}-shot, demonstration seeds {', '.join(map(str, settings.asked_seeds))}" if settings.shots else "no demonstrations (0-shot)"
+    return (
+        f"{settings.shots}-shot, demonstration seeds {', '.join(map(str, settings.asked_seeds))}"
+        if settings.shots else "no demonstrations (0-shot)")
 
 def unlike(
     settings: Settings, # the active profile
@@ -93,7 +124,11 @@ def unlike(
     "Which systems differ from the others in rows or in demonstrations."
     rows, end = [s for s in systems(settings) if s.shots is not None], share(settings.lineage_rate)
     said = [f" {s.name}: the base student asked with {s.shots or 'no'} demonstrations." for s in rows]
-    if settings.lineage: said.append(f" knowdist{end}, icldist{end}: trained on {f'{settings.lineage_rate:.0%} as many' if end else 'as many'} rows as distilled; two-stage{end} goes on from knowdist{end} with icldist{end}'s rows.")
+    if settings.lineage:
+        said.append(
+            f" knowdist{end}, icldist{end}: "
+            f"trained on {f'{settings.lineage_rate:.0%} as many' if end else 'as many'} rows as distilled; "
+            f"two-stage{end} goes on from knowdist{end} with icldist{end}'s rows.")
     return "".join(said)
 
 def systems(
@@ -101,15 +136,22 @@ def systems(
 ) -> list[System]: # the teacher first, then the baselines and each family's systems
     "All systems of a profile, in the order in which they are trained and shown."
     rows = [System("teacher", "teacher")] + [System("baseline", name) for name in BASELINES]
-    rates = sorted({*settings.curve_rates, settings.sampling_rate, *[settings.ablation_rate] * settings.ablations} - {1.0, 0.0})
+    rates = sorted(
+        {*settings.curve_rates, settings.sampling_rate, *[settings.ablation_rate] * settings.ablations} - {1.0, 0.0})
     for i, family in enumerate(settings.families):
         rows += [System(family, "base"), System(family, "distilled", "all", 1.0)]
         if i: continue
-        if settings.base_shots not in (None, settings.shots): rows.insert(-1, System(family, f"base-{settings.base_shots}-shot", shots=settings.base_shots))
+        if settings.base_shots not in (None, settings.shots):
+            rows.insert(-1, System(family, f"base-{settings.base_shots}-shot", shots=settings.base_shots))
         if settings.lineage:
             end = share(settings.lineage_rate)
-            rows += [System(family, name + end, method, settings.lineage_rate, start and start + end, "lineage") for name, method, start in (("knowdist", "knowdist", ""), ("icldist", "icldist", ""), ("two-stage", "icldist", "knowdist"))]
-        rows += [System(family, label + share(rate), method, rate) for rate in rates for label, method in (("difficulty", "soft"), ("random", "random"))]
+            rows += [
+                System(family, name + end, method, settings.lineage_rate, start and start + end, "lineage")
+                for name, method, start in (
+                    ("knowdist", "knowdist", ""), ("icldist", "icldist", ""), ("two-stage", "icldist", "knowdist"))]
+        rows += [
+            System(family, label + share(rate), method, rate)
+            for rate in rates for label, method in (("difficulty", "soft"), ("random", "random"))]
         if settings.ablations: rows += ablations(settings, family)
     return rows
 
@@ -127,5 +169,9 @@ def results(
         parts.append(rows.assign(family=s.family, system=s.name, rate=s.rate))
     table = pd.concat(parts, ignore_index=True)
     wrong = table[table.score.isna()]
-    if len(wrong): raise UserError(f"{len(wrong)} scores are missing, first: system {wrong.iloc[0].system!r}, task {wrong.iloc[0].task!r}. Delete that evaluation's folder in {store.artifacts} and run: make replicate PROFILE={settings.profile}")
+    if len(wrong):
+        raise UserError(
+            f"{len(wrong)} scores are missing, first: "
+            f"system {wrong.iloc[0].system!r}, task {wrong.iloc[0].task!r}. "
+            f"Delete that evaluation's folder in {store.artifacts} and run: make replicate PROFILE={settings.profile}")
     return table

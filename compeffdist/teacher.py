@@ -27,12 +27,24 @@ class Request:
 
     def __post_init__(self):
         if isinstance(self.stop, list): object.__setattr__(self, "stop", tuple(self.stop))
-        checks = [("id", isinstance(self.id, str) and self.id != "", "a non-empty string"), ("prompt", isinstance(self.prompt, str), "a string"),
-            ("temperature", self.temperature >= 0, "0 or more"), ("max_tokens", self.max_tokens >= 1, "1 or more"), ("top_p", 0 < self.top_p <= 1, "over 0, at most 1"),
-            ("stop", isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop), "a tuple of non-empty strings"),
-            ("json_schema", is_schema(self.json_schema), "None or a JSON object as text")]
+        checks = [
+            ("id", isinstance(self.id, str) and self.id != "", "a non-empty string"),
+            ("prompt", isinstance(self.prompt, str), "a string"),
+            ("temperature", self.temperature >= 0, "0 or more"),
+            ("max_tokens", self.max_tokens >= 1, "1 or more"),
+            ("top_p", 0 < self.top_p <= 1, "over 0, at most 1"),
+            (
+                "stop",
+                isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop),
+                "a tuple of non-empty strings",
+            ),
+            ("json_schema", is_schema(self.json_schema), "None or a JSON object as text"),
+        ]
         for name, good, allowed in checks:
-            if not good: raise UserError(f"Request {self.id!r}: {name} = {getattr(self, name)!r} is not accepted. Allowed: {allowed}.")
+            if not good:
+                raise UserError(
+                    f"Request {self.id!r}: {name} = {getattr(self, name)!r} is not accepted. Allowed: {allowed}."
+                )
 
 def is_schema(text):
     "True for None or the text of a JSON object."
@@ -78,7 +90,13 @@ def sampling(
     request: Request, # the request
 ) -> dict[str, Any]: # its sampling parameters, ready for JSON
     "All sampling parameters of a request, numbers in one spelling (1 and 1.0 are the same)."
-    return dict(temperature=float(request.temperature), max_tokens=int(request.max_tokens), top_p=float(request.top_p), stop=list(request.stop), json_schema=request.json_schema)
+    return dict(
+        temperature=float(request.temperature),
+        max_tokens=int(request.max_tokens),
+        top_p=float(request.top_p),
+        stop=list(request.stop),
+        json_schema=request.json_schema,
+    )
 
 def request_key(
     teacher: Teacher, # who is asked
@@ -86,7 +104,10 @@ def request_key(
     seed: int, # with which seed
 ) -> str: # 40 hexadecimal digits
     "Name under which an answer is recorded; any difference in the question gives another name."
-    whole = [teacher.backend, teacher.model, teacher.revision, teacher.options, request.prompt, sampling(request), seed]
+    whole = [
+        teacher.backend, teacher.model, teacher.revision, teacher.options,
+        request.prompt, sampling(request), seed,
+    ]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:40]
 
 # %% ../nbs/03_teacher.ipynb #4966273a
@@ -94,16 +115,24 @@ def _unaskable(request):
     "Why a request cannot be sent, or None."
     if not request.prompt.strip(): return "the prompt is empty"
     try: request.prompt.encode("utf-8")
-    except UnicodeEncodeError as e: return f"the prompt is not valid Unicode at character {e.start} ({request.prompt[e.start]!r})"
+    except UnicodeEncodeError as e:
+        return f"the prompt is not valid Unicode at character {e.start} ({request.prompt[e.start]!r})"
 
 def _recalled(row, id):
     "A recorded row as a response."
-    return Response(id, row["text"], row["finish_reason"], row["prompt_tokens"] or 0, row["completion_tokens"] or 0, cached=True)
+    return Response(
+        id, row["text"], row["finish_reason"],
+        row["prompt_tokens"] or 0, row["completion_tokens"] or 0, cached=True,
+    )
 
 def _clean(response):
     "An answer fit for the record: valid Unicode; blank text counts as a failure."
     if response.error is not None: return replace(response, text=None, finish_reason="error")
-    if response.text is None or not response.text.strip(): return replace(response, text=None, finish_reason="error", error=f"the answer is empty (finish reason: {response.finish_reason})")
+    if response.text is None or not response.text.strip():
+        return replace(
+            response, text=None, finish_reason="error",
+            error=f"the answer is empty (finish reason: {response.finish_reason})",
+        )
     return replace(response, text=response.text.encode("utf-8", "replace").decode("utf-8"))
 
 # %% ../nbs/03_teacher.ipynb #c149879c
@@ -120,8 +149,13 @@ class _Call:
 
     def keep(self, key, request, seed, response):
         t = self.teacher
-        self.record.put(key, backend=t.backend, model=t.model, revision=t.revision, prompt=request.prompt, params=sampling(request) | {"options": t.options}, seed=seed,
-            text=response.text, finish_reason=response.finish_reason, prompt_tokens=response.prompt_tokens, completion_tokens=response.completion_tokens)
+        self.record.put(
+            key,
+            backend=t.backend, model=t.model, revision=t.revision,
+            prompt=request.prompt, params=sampling(request) | {"options": t.options}, seed=seed,
+            text=response.text, finish_reason=response.finish_reason,
+            prompt_tokens=response.prompt_tokens, completion_tokens=response.completion_tokens,
+        )
         self.answers[key] = response
 
     def give_up(self, key, request, response):
@@ -134,7 +168,11 @@ class _Call:
         dead = len(self.reasons)
         if dead > self.limit * self.total and (dead > 2 or dead == self.total > 1):
             shown = "\n".join(f"  {r[:300]}" for r in list(dict.fromkeys(self.reasons))[:3])
-            raise UserError(f"Stage {self.stage!r}: {dead} of {self.total} requests failed, more than teacher_max_failure_rate = {self.limit:g} allows.\n{shown}\nMend the cause (or raise teacher_max_failure_rate) and run again.")
+            raise UserError(
+                f"Stage {self.stage!r}: {dead} of {self.total} requests failed, "
+                f"more than teacher_max_failure_rate = {self.limit:g} allows.\n{shown}\n"
+                "Mend the cause (or raise teacher_max_failure_rate) and run again."
+            )
 
 # %% ../nbs/03_teacher.ipynb #df09c423
 def _round(call, todo, seeds, bar):
@@ -151,7 +189,9 @@ def _round(call, todo, seeds, bar):
             bar.update()
     finally:
         if hasattr(stream, "close"): stream.close()
-    for key in waiting.values(): call.give_up(key, todo[key], failed(todo[key], "the back end gave no answer")); bar.update()
+    for key in waiting.values():
+        call.give_up(key, todo[key], failed(todo[key], "the back end gave no answer"))
+        bar.update()
     return again
 
 # %% ../nbs/03_teacher.ipynb #d5d88d24
@@ -169,7 +209,11 @@ def _by_key(requests, keys):
     "Distinct requests by key; two different questions under one id are a mistake of the caller."
     distinct, ids = dict(zip(keys, requests)), {}
     for key, r in distinct.items():
-        if ids.setdefault(r.id, key) != key: raise UserError(f"Two different requests have the id {r.id!r}. Give each row an id of its own: seeds and dead letters go by it.")
+        if ids.setdefault(r.id, key) != key:
+            raise UserError(
+                f"Two different requests have the id {r.id!r}. "
+                "Give each row an id of its own: seeds and dead letters go by it."
+            )
     return distinct
 
 # %% ../nbs/03_teacher.ipynb #2791329c
@@ -182,7 +226,8 @@ def ask(
     max_failure_rate: float|None = None, # share of failures that stops the call; None = the teacher's setting
     progress: bool = True, # show a bar
 ) -> list[Response]: # in the order of `requests`; a failed one has text None and its reason in `error`
-    "Ask what the record does not hold yet; raises `UserError` if too many fail or the back end is down (what was answered stays)."
+    """Ask what the record does not hold yet;
+    raises `UserError` if too many fail or the back end is down (what was answered stays)."""
     requests = list(requests)
     keys = [request_key(teacher, r, derive_seed(run_seed, r.id)) for r in requests]
     distinct = _by_key(requests, keys)
@@ -190,10 +235,15 @@ def ask(
     call = _Call(teacher, record, stage, limit, len(distinct))
     call.answers = {k: _recalled(row, distinct[k].id) for k, row in record.get_many(list(distinct)).items()}
     todo = {k: r for k, r in distinct.items() if k not in call.answers}
-    for key in [k for k, r in todo.items() if _unaskable(r)]: call.give_up(key, r := todo.pop(key), failed(r, _unaskable(r), 0))
+    for key in [k for k, r in todo.items() if _unaskable(r)]:
+        call.give_up(key, r := todo.pop(key), failed(r, _unaskable(r), 0))
     if todo:
         from tqdm import tqdm
-        with tqdm(total=len(distinct), initial=len(distinct) - len(todo), desc=stage, unit="req", mininterval=1, disable=not progress) as bar: _guarded(call, todo, run_seed, bar)
+        with tqdm(
+            total=len(distinct), initial=len(distinct) - len(todo),
+            desc=stage, unit="req", mininterval=1, disable=not progress,
+        ) as bar:
+            _guarded(call, todo, run_seed, bar)
     return [call.answers[k] for k in keys]
 
 def _guarded(call, todo, run_seed, bar):
@@ -201,7 +251,10 @@ def _guarded(call, todo, run_seed, bar):
     try: _send(call, todo, run_seed, bar)
     except UserError as e:
         kept = sum(a.text is not None for a in call.answers.values())
-        raise UserError(f"{e}\n{kept} of the {call.total} answers of stage {call.stage!r} are recorded; the same command asks only for the others.") from e
+        raise UserError(
+            f"{e}\n{kept} of the {call.total} answers of stage {call.stage!r} are recorded; "
+            "the same command asks only for the others."
+        ) from e
 
 # %% ../nbs/03_teacher.ipynb #d0362252
 def tally(
@@ -209,8 +262,12 @@ def tally(
 ) -> dict[str, int]: # asked, answered, dead, cut (at max_tokens), cached, tokens
     "Counts for a stage's summary."
     good = [r for r in responses if r.text is not None]
-    return dict(asked=len(responses), answered=len(good), dead=len(responses) - len(good), cut=sum(r.finish_reason == "length" for r in good),
-        cached=sum(r.cached for r in good), tokens=sum(r.prompt_tokens + r.completion_tokens for r in good))
+    return dict(
+        asked=len(responses), answered=len(good), dead=len(responses) - len(good),
+        cut=sum(r.finish_reason == "length" for r in good),
+        cached=sum(r.cached for r in good),
+        tokens=sum(r.prompt_tokens + r.completion_tokens for r in good),
+    )
 
 # %% ../nbs/03_teacher.ipynb #7f772414
 def cut_at(text, stop):
@@ -238,7 +295,13 @@ class EmbeddedTeacher:
             text, stopped = cut_at(text, request.stop)
             words = [m.end() for m in re.finditer(r"\S+", text)]
             long = len(words) > request.max_tokens
-            yield Response(request.id, text[:words[request.max_tokens - 1]] if long else text, "length" if long and not stopped else "stop", len(request.prompt.split()), min(len(words), request.max_tokens))
+            yield Response(
+                request.id,
+                text[:words[request.max_tokens - 1]] if long else text,
+                "length" if long and not stopped else "stop",
+                len(request.prompt.split()),
+                min(len(words), request.max_tokens),
+            )
 
 # %% ../nbs/03_teacher.ipynb #722cca04
 class ReplayTeacher:
@@ -253,32 +316,63 @@ class ReplayTeacher:
 
     def generate(self, requests: Sequence[Request], seeds: Sequence[int]) -> Iterator[Response]:
         "Every request that reaches a replay is missing from the record."
-        for r in requests: yield failed(r, f"request {r.id!r} is not in the record, and a replay (of {self.backend} {self.model}, revision {self.revision}) calls no teacher", 0)
+        for r in requests:
+            yield failed(
+                r,
+                f"request {r.id!r} is not in the record, and a replay "
+                f"(of {self.backend} {self.model}, revision {self.revision}) calls no teacher",
+                0,
+            )
 
 # %% ../nbs/03_teacher.ipynb #50336e4d
 def _back_end(name, s):
     "The named back end, from a profile's settings."
-    if name == "embedded": return EmbeddedTeacher(s.teacher_model, None if s.teacher_revision in ("main", "code") or s.teacher_backend != "replay" else s.teacher_revision)
+    if name == "embedded":
+        return EmbeddedTeacher(
+            s.teacher_model,
+            None if s.teacher_revision in ("main", "code") or s.teacher_backend != "replay" else s.teacher_revision,
+        )
     from compeffdist.backends import OpenAITeacher, TransformersTeacher, VLLMTeacher
-    local = dict(model=s.teacher_model, revision=s.teacher_revision, dtype=s.teacher_dtype, max_model_len=s.teacher_max_model_len, chat_template=s.teacher_chat_template, batch=s.teacher_batch)
+    local = dict(
+        model=s.teacher_model, revision=s.teacher_revision,
+        dtype=s.teacher_dtype, max_model_len=s.teacher_max_model_len,
+        chat_template=s.teacher_chat_template, batch=s.teacher_batch,
+    )
     if name == "transformers": return TransformersTeacher(**local)
-    if name == "vllm": return VLLMTeacher(**local, tensor_parallel=s.teacher_tensor_parallel, gpu_memory=s.teacher_gpu_memory)
+    if name == "vllm":
+        return VLLMTeacher(**local, tensor_parallel=s.teacher_tensor_parallel, gpu_memory=s.teacher_gpu_memory)
     extra = getattr(s, "teacher_extra_body", "") or ""
-    if not is_schema(extra or "{}"): raise UserError(f"teacher_extra_body = {extra!r} is not a JSON object. Write for example {{\"chat_template_kwargs\": {{\"enable_thinking\": false}}}}, or leave it empty.")
-    return OpenAITeacher(s.teacher_model, s.teacher_revision, s.teacher_base_url, s.teacher_api_key_env, s.teacher_concurrency, s.teacher_timeout, s.teacher_max_retries, s.teacher_chat_template, json.loads(extra or "{}"))
+    if not is_schema(extra or "{}"):
+        raise UserError(
+            f"teacher_extra_body = {extra!r} is not a JSON object. "
+            'Write for example {"chat_template_kwargs": {"enable_thinking": false}}, or leave it empty.'
+        )
+    return OpenAITeacher(
+        s.teacher_model, s.teacher_revision,
+        s.teacher_base_url, s.teacher_api_key_env,
+        s.teacher_concurrency, s.teacher_timeout, s.teacher_max_retries,
+        s.teacher_chat_template, json.loads(extra or "{}"),
+    )
 
 def load_teacher(
     settings: Settings, # the active profile
 ) -> Teacher: # not started yet
     "The teacher that the settings name; raises `UserError` if they cannot name one."
     s = settings
-    teacher = ReplayTeacher(_back_end(s.teacher_replay_of, s)) if s.teacher_backend == "replay" else _back_end(s.teacher_backend, s)
+    teacher = (
+        ReplayTeacher(_back_end(s.teacher_replay_of, s)) if s.teacher_backend == "replay"
+        else _back_end(s.teacher_backend, s)
+    )
     teacher.max_failure_rate = s.teacher_max_failure_rate
     return teacher
 
 def teacher_params(
     settings: Settings, # the active profile
 ) -> dict[str, Any]: # for `store.stage(params=...)`
-    "What of the teacher decides a stage's result: back end, model, revision, options, the run's seed and the failures allowed."
+    """What of the teacher decides a stage's result:
+    back end, model, revision, options, the run's seed and the failures allowed."""
     t = load_teacher(settings)
-    return dict(backend=t.backend, model=t.model, revision=t.revision, options=t.options, seed=settings.seed, max_failure_rate=t.max_failure_rate)
+    return dict(
+        backend=t.backend, model=t.model, revision=t.revision, options=t.options,
+        seed=settings.seed, max_failure_rate=t.max_failure_rate,
+    )

@@ -57,14 +57,23 @@ def copy_benchmark(
             path = get_task(task).folder + f"/{split}.json"
             if split == "val" and not (source/path).is_file(): continue
             try: counts.setdefault(task, {})[split] = len(read_split(source, task, split))
-            except PermissionError as e: raise UserError(f"{e.filename} may not be read: {e.strerror}. Give this user read permission (chmod -R u+rX {source}).") from e
+            except PermissionError as e:
+                raise UserError(
+                    f"{e.filename} may not be read: {e.strerror}. "
+                    f"Give this user read permission (chmod -R u+rX {source})."
+                ) from e
             (folder/path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source/path, folder/path)
     return counts
 
 # %% ../nbs/02a_texts.ipynb #10f249b0
-DOMAIN = {"imdb": "film", "sst2": "film", "yelp2": "business", "atsa_rest16": "business", "acsa_rest16": "business", "asqp_rest16": "business", "opener": "business",
-          "twitter": "tweet", "irony18": "tweet", "tweeteval": "tweet", "intimacy": "tweet", "pstance": "political"}
+DOMAIN = {
+    "imdb": "film", "sst2": "film",
+    "yelp2": "business", "atsa_rest16": "business", "acsa_rest16": "business", "asqp_rest16": "business",
+    "opener": "business",
+    "twitter": "tweet", "irony18": "tweet", "tweeteval": "tweet", "intimacy": "tweet",
+    "pstance": "political",
+}
 
 def _embedded_texts(total: int, seed: int) -> list[dict[str, Any]]:
     "Grammar texts of the `user` split, equally many of each domain."
@@ -75,7 +84,11 @@ def _embedded_texts(total: int, seed: int) -> list[dict[str, Any]]:
 
 def _sentibench_texts(folder: Path) -> list[dict[str, Any]]:
     "Train sentences of all twelve tasks."
-    return [dict(id=f"{task}-{i}", text=r["sentence"], domain=DOMAIN[task]) for task in TASKS for i, r in enumerate(read_split(folder, task, "train"))]
+    return [
+        dict(id=f"{task}-{i}", text=r["sentence"], domain=DOMAIN[task])
+        for task in TASKS
+        for i, r in enumerate(read_split(folder, task, "train"))
+    ]
 
 # %% ../nbs/02a_texts.ipynb #a5a58a2b
 def hub_source(
@@ -83,20 +96,38 @@ def hub_source(
 ) -> dict[str, str|None]: # path, config, column, revision
     "Take a hub entry of the settings apart; raises `UserError` when it is malformed."
     m = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?:(\w+)(?:@([\w./-]+))?", entry.strip())
-    if not m: raise UserError(f"texts_hub = {entry!r} is no text source. Write owner/name[/config]:column[@revision], for example stanfordnlp/imdb:text@main.")
+    if not m:
+        raise UserError(
+            f"texts_hub = {entry!r} is no text source. Write owner/name[/config]:column[@revision], "
+            "for example stanfordnlp/imdb:text@main."
+        )
     return dict(zip(("path", "config", "column", "revision"), m.groups()))
 
 def _hub_texts(sources: Sequence[str], total: int, seed: int) -> list[dict[str, Any]]:
     "Texts of hub data sets, equally many of each."
     from datasets import load_dataset
-    if not sources: raise UserError("texts_source = hub needs texts_hub = owner/name[/config]:column[@revision], … in settings.ini.")
+    if not sources:
+        raise UserError(
+            "texts_source = hub needs texts_hub = owner/name[/config]:column[@revision], … in settings.ini."
+        )
     rows = []
     for s in map(hub_source, sources):
         name = "/".join(filter(None, (s["path"], s["config"])))
         try: data = load_dataset(s["path"], s["config"], split="train", revision=s["revision"])
-        except (OSError, ValueError) as e: raise UserError(f"The hub's data set {s['path']!r} could not be loaded: {e}. Check name, revision and network, or use texts_source = sentibench with a folder.") from e
-        if s["column"] not in data.column_names: raise UserError(f"The data set {s['path']!r} has no column {s['column']!r}; it has {', '.join(data.column_names)}.")
-        data = data.shuffle(seed=derive_seed(seed, "hub", name)).select(range(min(len(data), -(-total // len(sources)))))
+        except (OSError, ValueError) as e:
+            raise UserError(
+                f"The hub's data set {s['path']!r} could not be loaded: {e}. "
+                "Check name, revision and network, or use texts_source = sentibench with a folder."
+            ) from e
+        if s["column"] not in data.column_names:
+            raise UserError(
+                f"The data set {s['path']!r} has no column {s['column']!r}; "
+                f"it has {', '.join(data.column_names)}."
+            )
+        data = (
+            data.shuffle(seed=derive_seed(seed, "hub", name))
+            .select(range(min(len(data), -(-total // len(sources)))))
+        )
         rows += [dict(id=f"{name}-{i}", text=t, domain=name) for i, t in enumerate(data[s["column"]])]
     return rows
 
@@ -109,7 +140,11 @@ def user_texts(
     if settings.texts_source == "embedded": return _embedded_texts(settings.texts_total, settings.seed)
     if settings.texts_source == "hub": return _hub_texts(settings.texts_hub, settings.texts_total, settings.seed)
     folder = folder or benchmark_folder(settings)
-    if folder is None: raise UserError("texts_source = sentibench needs a real SentiBench folder, but sentibench = embedded. Pass SENTIBENCH=<folder>, or set texts_source = embedded.")
+    if folder is None:
+        raise UserError(
+            "texts_source = sentibench needs a real SentiBench folder, but sentibench = embedded. "
+            "Pass SENTIBENCH=<folder>, or set texts_source = embedded."
+        )
     return _sentibench_texts(folder)
 
 # %% ../nbs/02a_texts.ipynb #0d719177
@@ -119,7 +154,11 @@ def normalise(
     text: str, # any text
 ) -> str: # its words
     "Lower-cased words (and emoji), single spaces; a text without any keeps its characters."
-    plain = text.lower().replace("’", "'").replace("<br />", " ").replace("\\n", " ").replace(" n't", "n't").replace("'", "")
+    plain = (
+        text.lower().replace("’", "'")
+        .replace("<br />", " ").replace("\\n", " ")
+        .replace(" n't", "n't").replace("'", "")
+    )
     return " ".join(WORD.findall(plain)) or plain.strip()
 
 def clean(
@@ -167,7 +206,7 @@ def decontaminate(
     tests: Sequence[str], # every test text
     ngram: int = NGRAM, # words in a shingle
     threshold: float = THRESHOLD, # smallest Jaccard similarity of a near duplicate
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]: # kept rows; dropped ones as id, text, reason, match, similarity
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]: # kept rows; dropped ones: id, text, reason, match, similarity
     "Drop user texts that equal a test text or nearly do."
     from datasketch import MinHashLSH
     known = {}
@@ -178,9 +217,16 @@ def decontaminate(
     kept, dropped, keys = [], [], [normalise(r["text"]) for r in rows]
     mine = [shingles(k, ngram) for k in keys]
     for row, key, own, m in zip(rows, keys, mine, _signatures(mine)):
-        best = (1.0, key) if key in known else max(((jaccard(own, sets[i]), names[i]) for i in index.query(m)), default=(0.0, ""))
+        best = (1.0, key) if key in known else max(
+            ((jaccard(own, sets[i]), names[i]) for i in index.query(m)),
+            default=(0.0, ""),
+        )
         if best[0] < threshold: kept.append(row)
-        else: dropped.append(dict(id=row["id"], text=row["text"], reason="exact" if key in known else "near", match=known[best[1]], similarity=best[0]))
+        else:
+            dropped.append(dict(
+                id=row["id"], text=row["text"], reason="exact" if key in known else "near",
+                match=known[best[1]], similarity=best[0],
+            ))
     return kept, dropped
 
 # %% ../nbs/02a_texts.ipynb #7c2e2126
@@ -191,9 +237,15 @@ def benchmark_stage(
     "Write the embedded benchmark, or validate and copy the user's."
     source = benchmark_folder(settings)
     made = dict(train=settings.benchmark_train, test=settings.benchmark_test, seed=settings.seed)
-    facts = dict(source="embedded", **made) if source is None else dict(source="folder", digest=content_hash(source) if source.is_dir() else "")
+    facts = (
+        dict(source="embedded", **made) if source is None
+        else dict(source="folder", digest=content_hash(source) if source.is_dir() else "")
+    )
     def build(out: Path, work: Path) -> dict[str, int]:
-        counts = write_benchmark(out/"benchmark", made["train"], made["test"], made["seed"]) if source is None else copy_benchmark(source, out/"benchmark")
+        counts = (
+            write_benchmark(out/"benchmark", made["train"], made["test"], made["seed"]) if source is None
+            else copy_benchmark(source, out/"benchmark")
+        )
         write_json(out/"benchmark.json", dict(facts, digest=content_hash(out/"benchmark"), counts=counts))
         return {split: sum(c.get(split, 0) for c in counts.values()) for split in ("train", "val", "test")}
     return store.stage("benchmark", build, params=facts, code=["texts"])
@@ -211,11 +263,18 @@ def texts_stage(
         unique, counts = clean(rows)
         tests = [r["sentence"] for task in TASKS for r in read_split(folder, task, "test")]
         kept, removed = decontaminate(unique, tests)
-        chosen = sorted(random.Random(derive_seed(settings.seed, "texts")).sample(range(len(kept)), min(settings.texts_total, len(kept))))
+        chosen = sorted(
+            random.Random(derive_seed(settings.seed, "texts"))
+            .sample(range(len(kept)), min(settings.texts_total, len(kept)))
+        )
         write_rows(out/"texts.parquet", [{k: kept[i][k] for k in ("id", "text", "domain")} for i in chosen])
-        if chosen and "knobs" in kept[0]: write_rows(out/"knobs.parquet", [dict(id=kept[i]["id"], **kept[i]["knobs"]) for i in chosen])
+        if chosen and "knobs" in kept[0]:
+            write_rows(out/"knobs.parquet", [dict(id=kept[i]["id"], **kept[i]["knobs"]) for i in chosen])
         write_json(out/"removed.json", removed)
         why = Counter(r["reason"] for r in removed)
-        return dict(rows_in=len(rows), **counts, exact=why["exact"], near=why["near"], rows_out=len(chosen), test_texts=len(tests))
+        return dict(
+            rows_in=len(rows), **counts, exact=why["exact"], near=why["near"],
+            rows_out=len(chosen), test_texts=len(tests),
+        )
     if settings.texts_source == "sentibench" and benchmark_folder(settings) is None: user_texts(settings)
     return store.stage("texts", build, inputs=["benchmark"], params=params, code=["texts"])

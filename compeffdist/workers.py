@@ -24,7 +24,9 @@ class Job:
     after: str = ""  # the job that must have ended first
 
     def run(self, settings: Settings) -> StageResult: # in this process
-        return getattr(importlib.import_module(f"compeffdist.{self.module}"), self.function)(settings, Store(settings), *self.args)
+        return getattr(importlib.import_module(f"compeffdist.{self.module}"), self.function)(
+            settings, Store(settings), *self.args
+        )
 
 def worker_count(
     settings: Settings, # workers
@@ -42,11 +44,17 @@ def worker_count(
 _BAR = re.compile(r"% *\|[^|]*\| *(?P<done>\S+/\S+) \[[^<]*<(?P<left>[^,]+), *(?P<rate>[^,\]]+)") # tqdm's own form
 
 class _Bars(io.TextIOBase):
-    "Stands before a worker's error stream: its progress bars go to the process that started it, everything else goes on."
-    def __init__(self, queue, behind, every=1.0): self.queue, self.behind, self.every, self.last, self.job, self.after_bar = queue, behind, every, 0.0, "", False
+    """Stands before a worker's error stream:
+    its progress bars go to the process that started it, everything else goes on."""
+    def __init__(self, queue, behind, every=1.0):
+        self.queue, self.behind, self.every, self.last, self.job, self.after_bar = (
+            queue, behind, every, 0.0, "", False
+        )
     def write(self, text):
         found = _BAR.search(text)
-        if found and time.monotonic() - self.last >= self.every: self.last = time.monotonic(); self.queue.put((self.job, f"{found['done']} ({found['rate']}, {found['left']} left)"))
+        if found and time.monotonic() - self.last >= self.every:
+            self.last = time.monotonic()
+            self.queue.put((self.job, f"{found['done']} ({found['rate']}, {found['left']} left)"))
         blank = not text.strip() and (self.after_bar or "\r" in text) # what tqdm writes to clear or end a bar
         self.after_bar = bool(found) or blank
         if not found and not blank: self.behind.write(text)
@@ -84,7 +92,12 @@ def _raise_first(futures, label, settings):
     "Raise what the first of the workers raised."
     from concurrent.futures.process import BrokenProcessPool
     failed = next((f.exception() for f in futures if not f.cancelled() and f.exception()), None)
-    if isinstance(failed, BrokenProcessPool): raise UserError(f"A worker was ended from outside while running {label} (workers = {settings.workers}), most likely for lack of memory. What is finished is kept. Set workers = 1 in settings.ini and run the same command again.")
+    if isinstance(failed, BrokenProcessPool):
+        raise UserError(
+            f"A worker was ended from outside while running {label} (workers = {settings.workers}), "
+            "most likely for lack of memory. What is finished is kept. "
+            "Set workers = 1 in settings.ini and run the same command again."
+        )
     if failed: raise failed
 
 def _run(job, settings):
@@ -101,20 +114,32 @@ def run_jobs(
     label: str = "jobs", # shown beside the progress bar
     each: int = 1, # processes that one job takes (`run_group`)
 ) -> list[StageResult]: # in the order of `jobs`
-    "Run stages side by side; the first error is raised after the running jobs have ended, and what is finished stays stored."
+    """Run stages side by side; the first error is raised after the running jobs have ended,
+    and what is finished stays stored."""
     import multiprocessing
     from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
     from concurrent.futures.process import BrokenProcessPool
     from tqdm import tqdm
     names = [job.name for job in jobs]
-    if wrong := [job for i, job in enumerate(jobs) if job.after and job.after not in names[:i]]: raise UserError(f"The job {wrong[0].name!r} waits for {wrong[0].after!r}, which does not stand before it. Jobs in order: {', '.join(names)}.")
+    if wrong := [job for i, job in enumerate(jobs) if job.after and job.after not in names[:i]]:
+        raise UserError(
+            f"The job {wrong[0].name!r} waits for {wrong[0].after!r}, which does not stand before it. "
+            f"Jobs in order: {', '.join(names)}."
+        )
     if settings.workers == 1: return [job.run(settings) for job in jobs]
     def begin(waiting): # what waits for nothing that is still to be done; the rest
         still = {job.name for job in waiting} | {futures[f].name for f in running}
-        for job in (ready := [job for job in waiting if job.after not in still]): futures[f := pool.submit(_run, job, settings)] = job; running.add(f)
+        for job in (ready := [job for job in waiting if job.after not in still]):
+            futures[f := pool.submit(_run, job, settings)] = job
+            running.add(f)
         return [job for job in waiting if job not in ready]
     spawn = multiprocessing.get_context("spawn")
-    with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"), ProcessPoolExecutor(worker_count(settings, len(jobs), each), spawn, _begin, (bars := spawn.SimpleQueue(),)) as pool:
+    with (
+        _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"),
+        ProcessPoolExecutor(
+            worker_count(settings, len(jobs), each), spawn, _begin, (bars := spawn.SimpleQueue(),)
+        ) as pool,
+    ):
         futures, running, said, shown = {}, set(), {}, time.monotonic()
         waiting = begin(jobs)
         with tqdm(total=len(jobs), desc=label, unit="job", mininterval=1) as bar:
@@ -127,7 +152,14 @@ def run_jobs(
                 except BrokenProcessPool: waiting = [] # its running job says so too
                 bar.update(len(done))
                 due = time.monotonic() - shown > 5
-                bar.set_postfix_str("; ".join(f"{job.name} {said[job.name]}" for f, job in futures.items() if f in running and job.name in said), refresh=due)
+                bar.set_postfix_str(
+                    "; ".join(
+                        f"{job.name} {said[job.name]}"
+                        for f, job in futures.items()
+                        if f in running and job.name in said
+                    ),
+                    refresh=due,
+                )
                 if due: shown = time.monotonic()
         _raise_first(futures, label, settings)
         made = {id(job): f.result() for f, job in futures.items()}
@@ -136,8 +168,14 @@ def run_jobs(
 # %% ../nbs/01b_workers.ipynb #f60e6f0b
 def _group(rank, count, port, threads):
     "Environment in which torch.distributed finds its group."
-    lo = {"GLOO_SOCKET_IFNAME": "lo"} if os.path.isdir("/sys/class/net/lo") else {} # a machine's own name need not resolve
-    return lo | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS=str(threads))
+    # a machine's own name need not resolve
+    lo = {"GLOO_SOCKET_IFNAME": "lo"} if os.path.isdir("/sys/class/net/lo") else {}
+    return lo | dict(
+        RANK=str(rank), LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        OMP_NUM_THREADS=str(threads),
+    )
 
 class _Wire(io.TextIOBase):
     "What the first process says to its error stream, sent to the process that started it."
@@ -188,7 +226,10 @@ def run_group(
     spawn = multiprocessing.get_context("spawn")
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
     queue, threads = spawn.SimpleQueue(), max(1, torch.get_num_threads() // count)
-    members = [spawn.Process(target=_member, args=(rank, count, port, threads, queue, module, function, args)) for rank in range(count)]
+    members = [
+        spawn.Process(target=_member, args=(rank, count, port, threads, queue, module, function, args))
+        for rank in range(count)
+    ]
     try:
         for p in members: p.start()
         heard = _watch(members, queue)
@@ -197,4 +238,8 @@ def run_group(
             if p.pid: p.kill(); p.join()
     if heard["found"] and not heard["failed"]: return heard["found"][0]
     if heard["failed"]: raise UserError(f"{heard['failed'][0]} (One of {count} processes of {module}.{function}.)")
-    raise UserError(f"One of {count} processes of {module}.{function} was ended from outside, most likely for lack of memory. What is finished is kept. Lower train_batch and raise train_accumulation by the same factor, and run the same command again.")
+    raise UserError(
+        f"One of {count} processes of {module}.{function} was ended from outside, "
+        "most likely for lack of memory. What is finished is kept. "
+        "Lower train_batch and raise train_accumulation by the same factor, and run the same command again."
+    )

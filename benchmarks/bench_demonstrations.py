@@ -1,7 +1,8 @@
 """What demonstrations in the prompt do to small students: the same checkpoints asked with none, one and two.
 
-`python benchmarks/bench_demonstrations.py SENTIBENCH NAME=CHECKPOINT ...`, run in a checkout whose `mini` made the checkpoints; texts are cut as in `mini`.
-Tasks with labels only, one seed of demonstrations. Writes benchmarks/results/demonstrations.json and .md. Without arguments: `mini`'s own student, if it is there.
+`python benchmarks/bench_demonstrations.py SENTIBENCH NAME=CHECKPOINT ...`, run in a checkout whose `mini` made the
+checkpoints; texts are cut as in `mini`. Tasks with labels only, one seed of demonstrations. Writes
+benchmarks/results/demonstrations.json and .md. Without arguments: `mini`'s own student, if it is there.
 """
 import os, sys
 from pathlib import Path
@@ -19,21 +20,47 @@ def main(folder: str, *named: str) -> None:
     settings = load_settings("mini", sentibench=folder)
     names = [t.name for t in TASKS.values() if t.labels]
     given = [n.split("=", 1)[0] for n in named]
-    rows = [r for r in (read_json(SAID)["rows"] if SAID.is_file() else []) if r["student"] not in given] # of students measured before
+    # of students measured before
+    rows = [r for r in (read_json(SAID)["rows"] if SAID.is_file() else []) if r["student"] not in given]
     for name, path in (n.split("=", 1) for n in named):
         for shots in SHOTS:
             items = evaluate(path, names, shots, (SEED,), ITEMS, folder=folder, settings=settings)
-            rows.append(dict(student=name, shots=shots, items=ITEMS, seed=SEED, scores={s["task"]: round(100 * s["score"], 1) for s in summary(items)}))
+            rows.append(dict(
+                student=name, shots=shots, items=ITEMS, seed=SEED,
+                scores={s["task"]: round(100 * s["score"], 1) for s in summary(items)},
+            ))
             print(rows[-1], flush=True)
     write_json(SAID, dict(machine=machine(), rows=rows))
     head = "| student | shots | " + " | ".join(names) + " | mean |\n|" + "---|" * (len(names) + 3) + "\n"
-    body = "".join(f"| {r['student']} | {r['shots']} | " + " | ".join(str(r["scores"][n]) for n in names) + f" | {sum(r['scores'].values()) / len(names):.1f} |\n" for r in rows)
-    text = (f"# Demonstrations and small students\n\nDistilled Llamas of `mini` that were trained with different numbers of demonstrations in their prompts, each asked with {', '.join(map(str, SHOTS))}. Macro F1 in percent, {ITEMS} real test items a task, seed {SEED}, tasks with labels, texts cut to {settings.max_words} words. One training run each. How each was made: `COMPEFFDIST_CORPUS_MAX_DEMONSTRATIONS` = 2, 1, 0 and `COMPEFFDIST_CORPUS_SIZE` as named, everything else as in `mini`'s section of settings.ini, `make replicate PROFILE=mini SENTIBENCH=<folder>` up to notebook 10.\n\n"
-        + head + body + "\nMade by `python benchmarks/bench_demonstrations.py`; its first lines say how.\n")
+    body = "".join(
+        f"| {r['student']} | {r['shots']} | "
+        + " | ".join(str(r["scores"][n]) for n in names)
+        + f" | {sum(r['scores'].values()) / len(names):.1f} |\n"
+        for r in rows
+    )
+    text = (
+        "# Demonstrations and small students\n\n"
+        "Distilled Llamas of `mini` that were trained with different numbers of demonstrations in their prompts, "
+        f"each asked with {', '.join(map(str, SHOTS))}. "
+        f"Macro F1 in percent, {ITEMS} real test items a task, seed {SEED}, tasks with labels, "
+        f"texts cut to {settings.max_words} words. One training run each. "
+        "How each was made: `COMPEFFDIST_CORPUS_MAX_DEMONSTRATIONS` = 2, 1, 0 and `COMPEFFDIST_CORPUS_SIZE` as named, "
+        "everything else as in `mini`'s section of settings.ini, "
+        "`make replicate PROFILE=mini SENTIBENCH=<folder>` up to notebook 10.\n\n"
+        + head + body
+        + "\nMade by `python benchmarks/bench_demonstrations.py`; its first lines say how.\n"
+    )
     SAID.with_suffix(".md").write_text(text)
     print(text)
 
 if __name__ == "__main__":
-    given = sys.argv[1:] or ([os.environ["COMPEFFDIST_SENTIBENCH"], f"mini={OWN}"] if OWN.is_dir() and os.environ.get("COMPEFFDIST_SENTIBENCH") else [])
-    if len(given) < 2: sys.exit(print(f"Nothing was measured: name a SentiBench folder and checkpoints (NAME=FOLDER), or run make replicate PROFILE=mini SENTIBENCH=<folder> first, so that {OWN} is there."))
+    given = sys.argv[1:] or (
+        [os.environ["COMPEFFDIST_SENTIBENCH"], f"mini={OWN}"]
+        if OWN.is_dir() and os.environ.get("COMPEFFDIST_SENTIBENCH") else []
+    )
+    if len(given) < 2:
+        sys.exit(print(
+            "Nothing was measured: name a SentiBench folder and checkpoints (NAME=FOLDER), "
+            f"or run make replicate PROFILE=mini SENTIBENCH=<folder> first, so that {OWN} is there."
+        ))
     main(*given)

@@ -1,20 +1,25 @@
 """Labels by the evaluator against the published way, side by side in one run: the same model, the same prompts, fp32.
 
-The published way generates two tokens for each prompt in batches of four (left-padded, in the order of the items) and compares the labels' first tokens
-among the first step's scores. The evaluator batches prompts of similar length, reads what all prompts of a task share once, runs one forward pass over the rest
-and computes the labels' logits only. Measured with the release's four demonstrations, drawn for each item (so that only the instruction is shared), and without any
-(as `SentimentAnalyzer` asks).
+The published way generates two tokens for each prompt in batches of four (left-padded, in the order of the items) and
+compares the labels' first tokens among the first step's scores. The evaluator batches prompts of similar length, reads
+what all prompts of a task share once, runs one forward pass over the rest and computes the labels' logits only.
+Measured with the release's four demonstrations, drawn for each item (so that only the instruction is shared), and
+without any (as `SentimentAnalyzer` asks).
 
-`python benchmarks/bench_sentibench.py` needs nothing but the package: an untrained answer takes as long as a good one, so the shipped Llama student and
-embedded records do. The second table asks one student by both engines and in both precisions and counts labels that differ from transformers in fp32
-(a distilled student of outputs/tiny where `make replicate` has left one, since its labels are not near ties). Seconds are those of the processor (one thread), which a busy machine
-distorts less than the clock on the wall; both are kept. Writes benchmarks/results/sentibench.json and .md.
+`python benchmarks/bench_sentibench.py` needs nothing but the package: an untrained answer takes as long as a good one,
+so the shipped Llama student and embedded records do. The second table asks one student by both engines and in both
+precisions and counts labels that differ from transformers in fp32 (a distilled student of outputs/tiny where
+`make replicate` has left one, since its labels are not near ties). Seconds are those of the processor (one thread),
+which a busy machine distorts less than the clock on the wall; both are kept.
+Writes benchmarks/results/sentibench.json and .md.
 """
 import importlib.util, json, os, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 import torch
 from compeffdist.base import students_folder
-from compeffdist.evaluate import build_items, choose_labels, collisions, encode, evaluate, label_paths, shared_head
+from compeffdist.evaluate import (
+    build_items, choose_labels, collisions, encode, evaluate, label_paths, shared_head
+)
 from compeffdist.replicate import machine
 from compeffdist.sentibench import TASKS
 from compeffdist.settings import load_settings, project_root
@@ -23,7 +28,9 @@ from compeffdist.systems import asked
 from compeffdist.students import load_student
 from compeffdist.texts import write_benchmark
 
-TASK_NAMES, ITEMS, SHOTS, REPEATS, THREADS = ("imdb", "sst2", "twitter", "irony18", "tweeteval", "pstance"), 60, (4, 0), 3, 1
+TASK_NAMES, ITEMS, SHOTS, REPEATS, THREADS = (
+    ("imdb", "sst2", "twitter", "irony18", "tweeteval", "pstance"), 60, (4, 0), 3, 1
+)
 
 SLOW = "published: generate two tokens, batch 4"
 
@@ -35,7 +42,10 @@ def published(model, tokenizer, ids, first) -> list[int]:
         width = max(map(len, part))
         x = torch.tensor([[tokenizer.pad_token_id] * (width - len(i)) + i for i in part])
         mask = torch.tensor([[0] * (width - len(i)) + [1] * len(i) for i in part])
-        made = model.generate(input_ids=x, attention_mask=mask, max_new_tokens=2, min_new_tokens=2, do_sample=False, output_scores=True, return_dict_in_generate=True, pad_token_id=tokenizer.pad_token_id)
+        made = model.generate(
+            input_ids=x, attention_mask=mask, max_new_tokens=2, min_new_tokens=2, do_sample=False,
+            output_scores=True, return_dict_in_generate=True, pad_token_id=tokenizer.pad_token_id,
+        )
         out += made.scores[0][:, first].argmax(-1).tolist()
     return out
 
@@ -44,22 +54,34 @@ def compare(model, tokenizer, folder, shots) -> dict:
     work = {}
     for name in TASK_NAMES:
         paths = label_paths(TASKS[name], tokenizer)
-        if not collisions(paths): work[name] = (encode(tokenizer, [i.prompt for i in build_items(folder, [name], shots, [42])]), paths) # where first tokens collide the two ways differ by design
+        if not collisions(paths): # where first tokens collide the two ways differ by design
+            work[name] = (encode(tokenizer, [i.prompt for i in build_items(folder, [name], shots, [42])]), paths)
     first = lambda paths: [p[0] for p in paths.values()]
     ours = lambda limit: lambda ids, paths: choose_labels(model, ids, paths, limit)
-    ways = {SLOW: lambda ids, paths: [list(paths)[i] for i in published(model, tokenizer, ids, first(paths))],
-        f"ours, batches of {(limit := load_settings('tiny').eval_batch_tokens)} tokens (tiny's)": ours(limit), "ours, batches of 1024 tokens": ours(1024)}
+    ways = {
+        SLOW:
+            lambda ids, paths: [list(paths)[i] for i in published(model, tokenizer, ids, first(paths))],
+        f"ours, batches of {(limit := load_settings('tiny').eval_batch_tokens)} tokens (tiny's)":
+            ours(limit),
+        "ours, batches of 1024 tokens":
+            ours(1024),
+    }
     seconds, wall, answers = ({w: [] for w in ways} for _ in range(3))
     with torch.inference_mode():
         for _ in range(REPEATS):
             for way, run in ways.items():
                 begin, cpu = time.perf_counter(), time.process_time()
                 answers[way] = [label for ids, paths in work.values() for label in run(ids, paths)]
-                seconds[way].append(round(time.process_time() - cpu, 2)); wall[way].append(round(time.perf_counter() - begin, 2))
+                seconds[way].append(round(time.process_time() - cpu, 2))
+                wall[way].append(round(time.perf_counter() - begin, 2))
     lengths = [len(i) for ids, _ in work.values() for i in ids]
     head = sum(shared_head(model, ids)[0] * len(ids) for ids, _ in work.values())
-    return dict(shots=shots, tasks=list(work), items=len(lengths), mean_prompt_tokens=round(statistics.mean(lengths), 1), shared=round(head / sum(lengths), 3), cpu_seconds=seconds, wall_seconds=wall,
-        flips={way: sum(a != b for a, b in zip(answers[SLOW], said)) for way, said in answers.items()})
+    return dict(
+        shots=shots, tasks=list(work), items=len(lengths),
+        mean_prompt_tokens=round(statistics.mean(lengths), 1), shared=round(head / sum(lengths), 3),
+        cpu_seconds=seconds, wall_seconds=wall,
+        flips={way: sum(a != b for a, b in zip(answers[SLOW], said)) for way, said in answers.items()},
+    )
 
 ASKED = ("sst2", "irony18", "twitter", "tweeteval")
 VLLM = """
@@ -71,7 +93,8 @@ from compeffdist.store import ResponseRecord
 checkpoint, folder, record, dtype, tasks, limit = sys.argv[1:]
 settings = load_settings("tiny", eval_limit=int(limit))
 teacher = VLLMTeacher(checkpoint, dtype=dtype, chat_template=False, max_model_len=1024, batch=64, enforce_eager=True)
-print("RESULT" + json.dumps([(r["status"], r["parsed"]) for r in evaluate(teacher, tasks.split(), folder=folder, settings=settings, record=ResponseRecord(record))]))
+print("RESULT" + json.dumps([(r["status"], r["parsed"]) for r in \
+evaluate(teacher, tasks.split(), folder=folder, settings=settings, record=ResponseRecord(record))]))
 """
 
 def engines(folder) -> dict:
@@ -81,16 +104,39 @@ def engines(folder) -> dict:
     settings = load_settings("tiny", eval_limit=ITEMS)
     def here(dtype):
         model, tokenizer = load_student(checkpoint, dtype)
-        return [(r["status"], r["parsed"]) for r in evaluate((model.eval(), tokenizer), ASKED, folder=folder, settings=settings)]
+        return [
+            (r["status"], r["parsed"])
+            for r in evaluate((model.eval(), tokenizer), ASKED, folder=folder, settings=settings)
+        ]
     def there(dtype):
-        env = dict(os.environ, VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
-        p = subprocess.run([sys.executable, "-c", VLLM, checkpoint, folder, Path(folder)/f"record-{dtype}", dtype, " ".join(ASKED), str(ITEMS)], env=env, capture_output=True, text=True)
+        env = dict(
+            os.environ, VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind",
+            VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1",
+            HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="",
+        )
+        p = subprocess.run([
+            sys.executable, "-c", VLLM,
+            checkpoint, folder, Path(folder)/f"record-{dtype}", dtype, " ".join(ASKED), str(ITEMS),
+        ], env=env, capture_output=True, text=True)
         if p.returncode: raise SystemExit(p.stderr[-3000:])
         return [tuple(r) for r in json.loads(p.stdout.split("RESULT")[1].splitlines()[0])]
-    ways = {"transformers, fp32": here("float32"), "transformers, bf16": here("bfloat16")} | ({"vLLM, fp32": there("float32"), "vLLM, bf16": there("bfloat16")} if importlib.util.find_spec("vllm") else {})
+    ways = {
+        "transformers, fp32": here("float32"), "transformers, bf16": here("bfloat16")
+    } | (
+        {"vLLM, fp32": there("float32"), "vLLM, bf16": there("bfloat16")}
+        if importlib.util.find_spec("vllm") else {}
+    )
     first = ways["transformers, fp32"]
-    rows = {w: dict(answers=len(said), no_label=sum(s != "label" for s, _ in said), flips=sum(s == "label" and l != right for (s, l), (_, right) in zip(said, first))) for w, said in ways.items()}
-    return dict(student="distilled Llama of outputs/tiny" if made.is_dir() else "shipped Llama", tasks=ASKED, ways=rows)
+    rows = {
+        w: dict(
+            answers=len(said), no_label=sum(s != "label" for s, _ in said),
+            flips=sum(s == "label" and l != right for (s, l), (_, right) in zip(said, first)),
+        )
+        for w, said in ways.items()
+    }
+    return dict(
+        student="distilled Llama of outputs/tiny" if made.is_dir() else "shipped Llama", tasks=ASKED, ways=rows
+    )
 
 def main() -> None:
     torch.set_num_threads(THREADS)
@@ -101,14 +147,39 @@ def main() -> None:
         runs = [compare(model, tokenizer, folder, shots) for shots in SHOTS]
         both = engines(folder)
     m = machine()
-    write_json(project_root()/"benchmarks/results/sentibench.json", dict(machine=m, threads=THREADS, runs=runs, engines=both))
-    text = "| demonstrations | tokens a prompt | of these shared | way | processor seconds (median) | times as fast | label flips |\n|---|---|---|---|---|---|---|\n"
+    write_json(
+        project_root()/"benchmarks/results/sentibench.json",
+        dict(machine=m, threads=THREADS, runs=runs, engines=both),
+    )
+    text = (
+        "| demonstrations | tokens a prompt | of these shared | way "
+        "| processor seconds (median) | times as fast | label flips |\n"
+        "|---|---|---|---|---|---|---|\n"
+    )
     for r in runs:
         middle = {way: statistics.median(s) for way, s in r["cpu_seconds"].items()}
-        text += "".join(f"| {r['shots']} | {r['mean_prompt_tokens']} | {100 * r['shared']:.0f} % | {way} | {s:.2f} | {middle[SLOW] / s:.2f} | {r['flips'][way]} |\n" for way, s in middle.items())
-    text += f"\n{runs[0]['items']} items of {len(runs[0]['tasks'])} tasks ({', '.join(runs[0]['tasks'])}), shipped Llama in fp32, {THREADS} thread, {REPEATS} interleaved repeats. {m['cpu']}, {m['cores']} cores; torch {m['versions']['torch']}, transformers {m['versions']['transformers']}. Made by `python benchmarks/bench_sentibench.py`.\n"
-    text += "\n| engine, precision | answers | labels that differ from transformers in fp32 | no label |\n|---|---|---|---|\n" + "".join(f"| {w} | {r['answers']} | {r['flips']} | {r['no_label']} |\n" for w, r in both["ways"].items())
-    text += f"\n{both['student']}, {', '.join(ASKED)}, {ITEMS} items each, {asked(load_settings('tiny'))}. transformers compares the labels' first tokens; vLLM writes its answer freely and is read like a teacher, so it may also write no label.\n"
+        text += "".join(
+            f"| {r['shots']} | {r['mean_prompt_tokens']} | {100 * r['shared']:.0f} % | {way} "
+            f"| {s:.2f} | {middle[SLOW] / s:.2f} | {r['flips'][way]} |\n"
+            for way, s in middle.items()
+        )
+    text += (
+        f"\n{runs[0]['items']} items of {len(runs[0]['tasks'])} tasks ({', '.join(runs[0]['tasks'])}), "
+        f"shipped Llama in fp32, {THREADS} thread, {REPEATS} interleaved repeats. "
+        f"{m['cpu']}, {m['cores']} cores; "
+        f"torch {m['versions']['torch']}, transformers {m['versions']['transformers']}. "
+        "Made by `python benchmarks/bench_sentibench.py`.\n"
+    )
+    text += (
+        "\n| engine, precision | answers | labels that differ from transformers in fp32 | no label |\n"
+        "|---|---|---|---|\n"
+        + "".join(f"| {w} | {r['answers']} | {r['flips']} | {r['no_label']} |\n" for w, r in both["ways"].items())
+    )
+    text += (
+        f"\n{both['student']}, {', '.join(ASKED)}, {ITEMS} items each, {asked(load_settings('tiny'))}. "
+        "transformers compares the labels' first tokens; "
+        "vLLM writes its answer freely and is read like a teacher, so it may also write no label.\n"
+    )
     (project_root()/"benchmarks/results/sentibench.md").write_text(text)
     print(text)
 

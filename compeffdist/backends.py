@@ -11,8 +11,8 @@ import contextlib, hashlib, json, os, random, re, threading, time, warnings
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Iterator, Sequence
-from .settings import UserError
-from .teacher import Request, Response, cut_at, failed
+from .settings import UserError, first_line
+from .teacher import Request, Response, cut_at, failed, user_turn
 
 # %% ../nbs/03c_backends.ipynb #e5d84e6d
 _checkpoints: dict = {}
@@ -73,16 +73,7 @@ def encode(
 ) -> list[int]: # token ids
     "Token ids of a prompt as the model wants it; raises `UserError` if there is no chat template."
     if not chat_template: return tokenizer(prompt)["input_ids"]
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"The tokenizer of {tokenizer.name_or_path} has no chat template. "
-            "Set teacher_chat_template = false to send bare prompts."
-        )
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}],
-        add_generation_prompt=True, tokenize=False, enable_thinking=False,
-    )
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer(user_turn(tokenizer, prompt, "teacher_chat_template"), add_special_tokens=False)["input_ids"]
 
 def _too_long(request, n, context):
     "The failure of a request that does not fit, or None."
@@ -164,7 +155,7 @@ class TransformersTeacher:
             model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=self.options["dtype"])
         except (OSError, ValueError) as e:
             raise UserError(
-                f"teacher_model = {name!r} (revision {revision}) cannot be loaded: {str(e).splitlines()[0]} "
+                f"teacher_model = {name!r} (revision {revision}) cannot be loaded: {first_line(e)} "
                 "Check the name, the revision and the network."
             ) from e
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -294,8 +285,7 @@ def _load(
     try: self._engine = LLM(**_on_cpu(self.max_model_len) | self.engine_args)
     except (OSError, ValueError, RuntimeError) as e:
         raise UserError(
-            f"vLLM could not start {self.source['model']!r}: "
-            f"{str(e).splitlines()[0] if str(e) else type(e).__name__} "
+            f"vLLM could not start {self.source['model']!r}: {first_line(e)} "
             "Check the name and revision, teacher_gpu_memory, teacher_max_model_len and teacher_tensor_parallel."
         ) from e
     return self._engine

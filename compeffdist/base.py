@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'SCHOOL_TRAINING', 'BASE_KEYS', 'family_spec', 'train_tokenizer', 'new_model', 'encode_segments',
-           'length_batches', 'base_loss', 'bf16_pays', 'plain_attention', 'lexical_embeddings', 'train_base',
-           'build_base', 'students_folder', 'seal', 'check_seal', 'base_stage']
+           'length_batches', 'base_loss', 'bf16_pays', 'plain_attention', 'orthogonalised', 'muon_adamw',
+           'lexical_embeddings', 'train_base', 'build_base', 'students_folder', 'seal', 'check_seal', 'base_stage']
 
 # %% ../nbs/07a_base.ipynb #a2f2d7c7
 import json, math, random, re, shutil
+from functools import cache
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Sequence
-from .settings import Settings, UserError, load_settings, project_root
+from .settings import Settings, UserError, first_line, load_settings, project_root
 from .store import StageResult, Store, content_hash, derive_seed, read_json, write_json
 from .formats import THING_KINDS, format_samples, school_samples
 from .perspectives import embed
@@ -225,18 +226,69 @@ def plain_attention(
     "Attention written out in matrix products; for short rows in bf16 on a CPU it is quicker than the fused kernel."
     model.set_attn_implementation("eager")
 
-def _optimizers(model, lr, embedding_lr=1.0):
-    "Muon for the blocks' matrices, AdamW for embeddings and norms."
+
+# %% ../nbs/07a_base.ipynb #0b4bfc3a
+def orthogonalised(
+    matrix, # float tensor [rows, columns]
+    steps: int = 5, # Newton–Schulz iterations
+): # same shape; singular values between about 0.7 and 1.2
+    """A matrix with its singular vectors, every singular value near 1: the step of Muon
+    (Jordan et al. 2024, whose coefficients these are), in the matrix's own precision."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.T if matrix.size(0) > matrix.size(1) else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if matrix.size(0) > matrix.size(1) else x
+
+@cache
+def _muon_adamw():
+    "The class, made when it is first asked for: importing this module does not import torch."
     import torch
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
-    rest = lambda embedding: [
-        p for n, p in model.named_parameters()
-        if (p.ndim != 2 or "embed" in n) and ("embed" in n) == embedding]
-    adam = lambda params, lr: torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
-    return [
-        torch.optim.Muon(matrices, lr=lr * 4, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        adam(rest(False), lr * 1.5),
-        adam(rest(True), lr * 1.5 * embedding_lr)]
+    class MuonAdamW(torch.optim.AdamW):
+        "AdamW; the groups marked `muon` move by their orthogonalised momentum instead."
+        @torch.no_grad()
+        def step(self, closure=None):
+            loss = torch.enable_grad()(closure)() if closure else None
+            for group in self.param_groups:
+                for p in group["params"] if group["muon"] else ():
+                    if p.grad is not None: self._move(p, group)
+            super().step()
+            return loss
+        def _move(self, p, group):
+            # AdamW looks for "step" wherever a parameter has a state
+            state = self.state[p] or self.state[p] | dict(step=torch.tensor(0.0), momentum=torch.zeros_like(p))
+            self.state[p] = state
+            grad, p.grad = p.grad, None # AdamW skips what has no gradient
+            state["momentum"].lerp_(grad, 0.05)
+            ahead = grad.lerp(state["momentum"], 0.95) # Nesterov
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(orthogonalised(ahead.float()).to(p.dtype), alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+    return MuonAdamW
+
+def muon_adamw(
+    model: Any, # a transformers causal language model
+    lr: float, # peak learning rate
+    matrices: float = 2.0, # learning rate of the matrices, relative to `lr`
+    embeddings: float = 1.0, # that of the embeddings and the output layer
+    betas: tuple[float, float] = (0.9, 0.98), # AdamW's, for all but the matrices
+    eps: float = 1e-8, # AdamW's
+    weight_decay: float = 0.01, # decoupled; of matrices and embeddings
+): # torch.optim.Optimizer
+    """Muon for the matrices inside a model, AdamW for the rest (not in the paper). An orthogonalised step is scaled
+    to AdamW's usual size (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves both."""
+    ends = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
+    groups = dict(matrices=[], embeddings=[], other=[])
+    for p in model.parameters():
+        kind = "embeddings" if id(p) in ends else "matrices" if p.ndim == 2 else "other"
+        if p.requires_grad: groups[kind].append(p)
+    scale = dict(matrices=matrices, embeddings=embeddings, other=1.0)
+    return _muon_adamw()(
+        [dict(params=found, lr=lr * scale[kind], muon=kind == "matrices",
+              weight_decay=0.0 if kind == "other" else weight_decay)
+         for kind, found in groups.items() if found],
+        lr=lr, betas=betas, eps=eps)
 
 # %% ../nbs/07a_base.ipynb #95209274
 def lexical_embeddings(
@@ -272,15 +324,15 @@ def lexical_embeddings(
 # %% ../nbs/07a_base.ipynb #bcc964d8
 class _Progress:
     "Everything that a half-trained base student needs to go on exactly where it was."
-    def __init__(self, model, optimizers, generator, rng, work):
-        self.model, self.optimizers, self.generator, self.rng, self.file = (
-            model, optimizers, generator, rng, work and Path(work)/"progress.pt")
+    def __init__(self, model, optimizer, generator, rng, work):
+        self.model, self.optimizer, self.generator, self.rng = model, optimizer, generator, rng
+        self.file = work and Path(work)/"progress.pt"
     def save(self, step, queue, log):
         import os, torch
         if not self.file: return
         state = dict(
             step=step, queue=queue, log=log, rng=self.rng.getstate(), generator=self.generator.get_state(),
-            model=self.model.state_dict(), optimizers=[o.state_dict() for o in self.optimizers])
+            model=self.model.state_dict(), optimizer=self.optimizer.state_dict())
         torch.save(state, self.file.with_suffix(".part"))
         os.replace(self.file.with_suffix(".part"), self.file)
     def load(self):
@@ -290,7 +342,7 @@ class _Progress:
         self.model.load_state_dict(state["model"])
         self.rng.setstate(state["rng"])
         self.generator.set_state(state["generator"])
-        for o, s in zip(self.optimizers, state["optimizers"]): o.load_state_dict(s)
+        self.optimizer.load_state_dict(state["optimizer"])
         return state["step"], state["queue"], state["log"]
 
 # %% ../nbs/07a_base.ipynb #8e100aea
@@ -312,12 +364,11 @@ def train_base(
     "Pre-train a base student; learning rate warms up over 5 % of the steps and falls to a twentieth along a cosine."
     import torch
     from tqdm import tqdm
-    rows, rng, generator = (
-        encode_segments(samples, tokenizer, max_length),
-        random.Random(seed),
-        torch.Generator().manual_seed(seed))
-    optimizers = _optimizers(model, lr, embedding_lr)
-    peaks, progress = [o.param_groups[0]["lr"] for o in optimizers], _Progress(model, optimizers, generator, rng, work)
+    rows = encode_segments(samples, tokenizer, max_length)
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    optimizer = muon_adamw(model, 1.5 * lr, 8 / 3, embedding_lr)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    progress = _Progress(model, optimizer, generator, rng, work)
     start, queue, log = progress.load()
     if bf16: plain_attention(model)
     model.train()
@@ -325,9 +376,9 @@ def train_base(
             range(start, steps), desc="base student", unit="step", mininterval=5, initial=start, total=steps)):
         queue = queue or _next_batches([len(r[0]) for r in rows], batch, rng, step if ordered else None)
         scale = min(1, (step + 1) / max(1, steps // 20)) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
-        for o, peak in zip(optimizers, peaks): o.param_groups[0]["lr"] = peak * scale
+        for group, peak in zip(optimizer.param_groups, peaks): group["lr"] = peak * scale
         tensors = _pad([rows[i] for i in queue.pop()], tokenizer.pad_token_id, generator, 0.33)
-        answer_loss = _step(model, optimizers, bf16, *tensors, lm_weight)
+        answer_loss = _step(model, optimizer, bf16, *tensors, lm_weight)
         log.append(dict(step=step + 1, answer_loss=round(answer_loss, 4), tokens=tensors[0].numel()))
         bar.set_postfix(loss=f"{answer_loss:.2f}", refresh=False)
         if (step + 1) % 100 == 0: progress.save(step + 1, queue, log)
@@ -341,13 +392,14 @@ def _next_batches(lengths, batch, rng, step, window=16):
     part = lengths[first:] if step is None else lengths[first:first + batch * window]
     return [[first + i for i in b] for b in length_batches(part, batch, rng, window)]
 
-def _step(model, optimizers, bf16, ids, answer, keep, lm_weight=0.3):
+def _step(model, optimizer, bf16, ids, answer, keep, lm_weight=0.3):
     import torch
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
         loss, answer_loss = base_loss(model, ids, answer, keep, lm_weight)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for o in optimizers: o.step(); o.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     return float(answer_loss)
 
 SCHOOL_TRAINING = dict(ordered=True, embedding_lr=0.05, lm_weight=0.1) # after `school_samples`
@@ -453,7 +505,7 @@ def _resave(source, revision, out, dtype):
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=getattr(torch, dtype))
     except OSError as e:
         raise UserError(
-            f"The student {source!r} (revision {revision!r}) cannot be loaded: {str(e).splitlines()[0]} "
+            f"The student {source!r} (revision {revision!r}) cannot be loaded: {first_line(e)} "
             "Check student_model_… in settings.ini, your network and, for gated models, HF_TOKEN.") from e
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     model.save_pretrained(out); tokenizer.save_pretrained(out)

@@ -18,13 +18,13 @@ from os.path import commonprefix
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from .settings import Settings, UserError, load_settings
+from .settings import Settings, UserError, first_line, load_settings
 from .store import (
     ResponseRecord, StageResult, Store, derive_seed, read_json, text_hash, write_json, write_rows)
 from .baselines import Baseline
 from .sentibench import TASKS, Task, first_array, get_task, judge, read_split, render, summarise
 from .students import load_student
-from .teacher import Request, ask, load_teacher, teacher_params
+from .teacher import Request, ask, load_teacher, teacher_params, user_turn
 
 # %% ../nbs/11a_evaluate.ipynb #c855e050
 def one_line(
@@ -124,19 +124,7 @@ def encode(
     chat: bool = False, # wrap each in the tokenizer's chat template
 ) -> list[list[int]]: # token ids, unpadded
     "Token ids of prompts; raises `UserError` for a chat template that is not there."
-    if chat and not tokenizer.chat_template:
-        raise UserError(
-            "eval_chat_template = true, but the model's tokenizer has no chat template. "
-            "Set eval_chat_template = false, or use an instruction-tuned model."
-        )
-    if chat:
-        prompts = [
-            tokenizer.apply_chat_template(
-                [dict(role="user", content=p)],
-                tokenize=False, add_generation_prompt=True, enable_thinking=False,
-            )
-            for p in prompts
-        ]
+    if chat: prompts = [user_turn(tokenizer, p, "eval_chat_template") for p in prompts]
     return tokenizer(list(prompts), add_special_tokens=not chat)["input_ids"]
 
 def fit_prompts(
@@ -450,8 +438,9 @@ class Student:
         try:
             model, tokenizer = load_student(path, settings.student_dtype)
         except UserError as e:
+            if isinstance(e.__cause__, ImportError): raise # it says what to install
             raise UserError(
-                f"No model could be loaded from {path}: {str(e.__cause__).splitlines()[0][:200]}. "
+                f"No model could be loaded from {path}: {first_line(e.__cause__)} "
                 "Give a folder that `save_pretrained` wrote for model and tokenizer."
             ) from e
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, settings)

@@ -17,7 +17,7 @@ from typing import Any
 from .corpus import render_prompt
 from .grammar import generate
 from .sentibench import TASKS, _counts, macro, parse_array, pool, read_split
-from .settings import Settings, UserError, input_folder
+from .settings import Settings, UserError, first_line, input_folder
 from .store import StageResult, Store, content_hash, derive_seed, read_json, write_json, write_rows
 from .teacher import Request, ask, load_teacher, teacher_params
 
@@ -362,7 +362,7 @@ def load_t5(
         )
     except (OSError, ValueError) as e:
         raise UserError(
-            f"No seq2seq model could be loaded from {source}: {str(e).splitlines()[0][:200]}. "
+            f"No seq2seq model could be loaded from {source}: {first_line(e)} "
             "Set fsa_model = build, or to a T5 checkpoint."
         ) from e
     tok.add_tokens([NEWLINE])

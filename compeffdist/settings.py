@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Share', 'Positive', 'Count', 'Names', 'Numbers', 'Shares', 'OptionalCount', 'Family', 'Attention', 'Families',
-           'TaskType', 'TaskTypes', 'UserError', 'project_root', 'input_folder', 'TextSettings', 'TeacherSettings',
-           'InstructionSettings', 'SelectionSettings', 'StudentSettings', 'TrainingSettings', 'EvaluationSettings',
-           'FsaSettings', 'PlanSettings', 'Settings', 'read_profile', 'load_settings']
+           'TaskType', 'TaskTypes', 'UserError', 'first_line', 'project_root', 'input_folder', 'TextSettings',
+           'TeacherSettings', 'InstructionSettings', 'SelectionSettings', 'StudentSettings', 'TrainingSettings',
+           'EvaluationSettings', 'FsaSettings', 'PlanSettings', 'Settings', 'read_profile', 'load_settings']
 
 # %% ../nbs/00_settings.ipynb #8e02fce9
 import configparser, os
@@ -17,6 +17,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 # %% ../nbs/00_settings.ipynb #db58e82a
 class UserError(ValueError):
     "A mistake that the user can mend; the message names the value, what is allowed and what to do."
+
+def first_line(
+    error: BaseException, # another library's error
+    most: int = 200, # characters
+) -> str: # one sentence
+    "What an error says, short enough to stand inside a message of ours; its type's name if it says nothing."
+    said = (str(error).strip() or type(error).__name__).splitlines()[0][:most]
+    return said if said.endswith((".", "!", "?")) else said + "."
 
 # %% ../nbs/00_settings.ipynb #4571daf9
 def project_root(
@@ -194,6 +202,7 @@ class TrainingSettings(BaseModel):
     train_save_steps: Count = 0
     train_length_power: Share = 0.0
     train_lm_weight: Annotated[float, Field(ge=0)] = 0.0
+    train_muon: Annotated[float, Field(ge=0)] = 0.0 # learning rate of the matrices, relative to train_lr; 0: AdamW
 
 # %% ../nbs/00_settings.ipynb #35e04039
 class EvaluationSettings(BaseModel):

@@ -11,10 +11,11 @@ import logging, math, os, random, time
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Sequence
-from .settings import Settings, UserError, load_settings
+from .settings import Settings, UserError, first_line, load_settings
 from .store import StageResult, Store, derive_seed, read_json, write_json
+from .teacher import user_turn
 from .workers import run_group
-from .base import base_loss, base_stage, bf16_pays, length_batches, plain_attention
+from .base import base_loss, base_stage, bf16_pays, length_batches, muon_adamw, plain_attention
 
 # peft imports it wherever it is installed, and on some CPUs it warns of kernels that it does without
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -23,15 +24,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 def _prompt_ids(tokenizer, prompts, chat):
     "Token ids of prompts and what precedes an answer: a space, or the chat template's turn marker."
     if not chat: return tokenizer(list(prompts)).input_ids, list(prompts), " "
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"train_chat_template = true, but the tokenizer of {tokenizer.name_or_path!r} has no chat template. "
-            "Set train_chat_template = false, or use an instruction-tuned student.")
-    shown = [
-        tokenizer.apply_chat_template(
-            [dict(role="user", content=p)],
-            tokenize=False, add_generation_prompt=True, enable_thinking=False)
-        for p in prompts]
+    shown = [user_turn(tokenizer, p, "train_chat_template") for p in prompts]
     return tokenizer(shown, add_special_tokens=False).input_ids, shown, ""
 
 def encode_rows(
@@ -168,7 +161,7 @@ def _progress(total):
                 mininterval=5, disable=not state.is_world_process_zero)
         def on_step_end(self, args, state, control, **kw): self.bar.update(state.global_step - self.bar.n)
         def on_log(self, args, state, control, logs=None, **kw):
-            "loss" in (logs or {}) and self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+            if "loss" in (logs or {}): self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
         def on_train_end(self, args, state, control, **kw): self.bar.close()
     return Progress()
 
@@ -343,6 +336,7 @@ def finetune(
             f"None of {counts['rows_in']} training rows fits into "
             f"train_max_length = {settings.train_max_length} tokens. Raise it in settings.ini.")
     own = next((k for k in ("train_length_power", "train_lm_weight") if getattr(settings, k)), None)
+    whole = "train_muon" if settings.train_muon else own
     if own and settings.train_packing:
         raise UserError(
             f"{own} = {getattr(settings, own)} weighs rows, and train_packing = true joins rows. "
@@ -354,10 +348,10 @@ def finetune(
         raise UserError(
             f"{devices} GPUs are seen by one process, which can train on one. "
             "Set train_processes = 0 (a process for each), or CUDA_VISIBLE_DEVICES=0.")
-    if own and settings.train_fsdp and processes > 1:
+    if whole and settings.train_fsdp and processes > 1:
         raise UserError(
-            f"{own} = {getattr(settings, own)} weighs rows over whole copies of the student, "
-            f"and train_fsdp = true cuts it up. Set train_fsdp = false, or {own} = 0, the paper's loss.")
+            f"{whole} = {getattr(settings, whole)} needs whole copies of the student, "
+            f"and train_fsdp = true cuts it up. Set train_fsdp = false, or {whole} = 0, which is the paper's way.")
     args = training_arguments(settings, work, len(encoded), seed, processes)
     _fit_to(args, model)
     model, attention = _prepared(model, settings), model.config._attn_implementation
@@ -365,14 +359,16 @@ def finetune(
     if args.bf16 and args.use_cpu and not settings.train_packing: plain_attention(model)
     trainer = _trainer_class(settings.train_batch, settings.train_length_power, settings.train_lm_weight)(
         model=model, args=args, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer,
-        peft_config=_lora(settings), callbacks=[_progress(name)])
+        peft_config=_lora(settings), callbacks=[_progress(name)], optimizer_cls_and_kwargs=_optimizer(settings))
     # each draws its own prompt tokens
     if own and trainer.accelerator.process_index: torch.manual_seed(seed + trainer.accelerator.process_index)
     if args.fsdp and trainer.accelerator.distributed_type != "FSDP":
         raise UserError(
             "train_fsdp = true, but there is no GPU over which to cut the student up. Set train_fsdp = false.")
     begin = time.perf_counter()
-    trainer.train(resume_from_checkpoint=_checkpoint(work))
+    done = _checkpoint(work)
+    trainer.train(resume_from_checkpoint=done)
+    share = 1 - int(done.split("-")[-1]) / trainer.state.global_step if done else 1
     seconds = time.perf_counter() - begin
     curve = [{k: round(e[k], 6) for k in CURVE if k in e} for e in trainer.state.log_history if "loss" in e]
     model = _finished(trainer, settings)
@@ -380,9 +376,10 @@ def finetune(
     model.set_attn_implementation(attention)
     log = dict(
         counts=counts, steps=trainer.state.global_step, precision="bf16" if args.bf16 else "fp32",
-        micro_batch=max(1, settings.train_batch // trainer.parts), lora_r=settings.train_lora_r,
+        optimizer="muon" if settings.train_muon else "adamw", lora_r=settings.train_lora_r,
+        micro_batch=max(1, settings.train_batch // trainer.parts),
         final_loss=curve[-1]["loss"], curve=curve)
-    return model, log | dict(tokens_per_second=round(counts["tokens"] * settings.train_epochs / seconds))
+    return model, log | dict(tokens_per_second=round(share * counts["tokens"] * settings.train_epochs / seconds))
 
 # %% ../nbs/10_students.ipynb #a909e630
 def _fit_to(args, model):
@@ -392,6 +389,14 @@ def _fit_to(args, model):
         args.fsdp_plugin_args["transformer_cls_names_to_wrap"] = ",".join(
             n for n in model._no_split_modules if n in inside)
     args.ddp_find_unused_parameters = hasattr(model.config, "vision_config")
+
+def _optimizer(settings):
+    "Muon for the student's matrices, as transformers takes it; None: AdamW, from the training arguments."
+    if not settings.train_muon: return None
+    s = settings
+    return (lambda: muon_adamw), dict(
+        lr=s.train_lr, matrices=s.train_muon, betas=(s.train_beta1, s.train_beta2),
+        eps=s.train_eps, weight_decay=s.train_weight_decay)
 
 # %% ../nbs/10_students.ipynb #4f8b36d6
 def _lora(settings):
@@ -425,12 +430,12 @@ def load_student(
     except ImportError as e:
         raise UserError(
             f"A student cannot be loaded with student_attention_… = {attention} "
-            f"and train_quantization = {quantization}: {str(e).splitlines()[0]} "
+            f"and train_quantization = {quantization}: {first_line(e)} "
             "Install what is missing (pip install 'compeffdist[train]' has bitsandbytes; "
             "flash_attention_2 needs flash-attn and a GPU), or set sdpa and none.") from e
     except (OSError, ValueError) as e:
         raise UserError(
-            f"{folder} cannot be loaded as a student: {str(e).splitlines()[0]} "
+            f"{folder} cannot be loaded as a student: {first_line(e)} "
             "Delete it and run the same command again.") from e
 
 def _prepared(model, settings):
@@ -472,7 +477,7 @@ TRAIN_KEYS = (
     "train_scheduler", "train_warmup", "train_weight_decay", "train_beta1", "train_beta2", "train_eps", "train_clip",
     "train_precision", "train_lora_r", "train_lora_alpha", "train_quantization",
     "train_gradient_checkpointing", "train_chat_template", "student_dtype", "seed",
-    "train_length_power", "train_lm_weight", "train_processes", "train_fsdp")
+    "train_length_power", "train_lm_weight", "train_muon", "train_processes", "train_fsdp")
 
 def sample_file(
     sample_stage: str, # "corpus", "corpus-<name>" or "sample-<name>"

@@ -1,4 +1,5 @@
-"The notebooks are the source: each has its fixed parts, is clean, and exports exactly the package that is checked in."
+"""The notebooks are the source: each has its fixed parts, is clean,
+and exports exactly the package that is checked in."""
 import json, shutil, subprocess, sys
 from pathlib import Path
 import pytest
@@ -13,7 +14,11 @@ named = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 @named
 def test_opening(path):
     first, *rest = cells(path)
-    assert first["cell_type"] == "markdown" and source(first).startswith("# ") and "\n> " in source(first) and len(source(first)) > 200
+    assert (
+        first["cell_type"] == "markdown"
+        and source(first).startswith("# ") and "\n> " in source(first)
+        and len(source(first)) > 200
+    )
     parameters = [c for c in rest if "parameters" in c["metadata"].get("tags", [])]
     assert len(parameters) == 1 and 'profile = "tiny"' in source(parameters[0])
 
@@ -28,12 +33,20 @@ def test_size_and_prose(path):
 @named
 def test_no_notebook_ends_itself(path):
     "papermill counts an exit with a message as a failure, and the runner stops."
-    assert not any("SystemExit" in source(c) or "sys.exit(" in source(c) for c in cells(path) if c["cell_type"] == "code" and "#| export" not in source(c))
+    assert not any(
+        "SystemExit" in source(c) or "sys.exit(" in source(c)
+        for c in cells(path)
+        if c["cell_type"] == "code" and "#| export" not in source(c)
+    )
+
 @named
 def test_imports_of_the_package_have_a_cell_of_their_own(path):
     for cell in cells(path):
         lines = [l for l in source(cell).splitlines() if l.strip() and not l.startswith("#")]
-        if cell["cell_type"] == "code" and source(cell).startswith("#| export") and lines and lines[0].startswith(("import ", "from ")):
+        if (
+            cell["cell_type"] == "code" and source(cell).startswith("#| export")
+            and lines and lines[0].startswith(("import ", "from "))
+        ):
             block = [l for l in lines if l.startswith(("def ", "class "))]
             assert not block, source(cell)[:200]
 
@@ -41,12 +54,17 @@ def test_imports_of_the_package_have_a_cell_of_their_own(path):
 def test_results_notebooks_export_nothing_and_never_train(path):
     text = "\n".join(source(c) for c in cells(path) if c["cell_type"] == "code")
     assert ("#| default_exp" in text) == (int(path.stem[:2]) < 20)
-    if int(path.stem[:2]) >= 20: assert "student_stage" not in text and "evaluation_stage" not in text and ".stage(" not in text
+    if int(path.stem[:2]) >= 20:
+        assert "student_stage" not in text and "evaluation_stage" not in text and ".stage(" not in text
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("copy")
-    for name in ("nbs", "compeffdist"): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "students"))
+    for name in ("nbs", "compeffdist"):
+        shutil.copytree(
+            ROOT/name, folder/name,
+            ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "students")
+        )
     for name in ("pyproject.toml", "settings.ini"): shutil.copy(ROOT/name, folder)
     return folder
 
@@ -56,10 +74,14 @@ def test_package_is_what_the_notebooks_export(copy):
         if p.name != "__init__.py": p.unlink()
     subprocess.run([Path(sys.executable).parent/"nbdev-export"], cwd=copy, check=True, capture_output=True)
     after = {p.name: p.read_text() for p in (copy/"compeffdist").glob("*.py")}
-    assert {n for n in before | after if before.get(n) != after.get(n)} == set(), "edit the notebook, then run: make sync"
+    assert {n for n in before | after if before.get(n) != after.get(n)} == set(), (
+        "edit the notebook, then run: make sync"
+    )
 
 def test_notebooks_are_clean(copy):
     before = {p.name: p.read_text() for p in (copy/"nbs").glob("*.ipynb")}
     subprocess.run([Path(sys.executable).parent/"nbdev-clean"], cwd=copy, check=True, capture_output=True)
     assert {p.name for p in (copy/"nbs").glob("*.ipynb") if before[p.name] != p.read_text()} == set(), "run: make sync"
-    assert all(not c.get("outputs") for p in NOTEBOOKS for c in cells(p)), "outputs belong to outputs/<profile>/notebooks; nbs/ holds source only"
+    assert all(not c.get("outputs") for p in NOTEBOOKS for c in cells(p)), (
+        "outputs belong to outputs/<profile>/notebooks; nbs/ holds source only"
+    )

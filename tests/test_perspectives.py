@@ -3,7 +3,10 @@ import itertools, tracemalloc, warnings
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest
-from compeffdist.perspectives import NotConverged, PACKAGED, agreement, check_weights, cluster_attributes, count_weights, describe_perspectives, embed, memory_plan, net_similarity, packaged_model, preference_of, similarities
+from compeffdist.perspectives import (
+    NotConverged, PACKAGED, agreement, check_weights, cluster_attributes, count_weights, describe_perspectives,
+    embed, memory_plan, net_similarity, packaged_model, preference_of, similarities
+)
 from compeffdist.settings import UserError
 
 SETTINGS = SimpleNamespace(embedding_model="package:all-MiniLM-L6-v2", embedding_revision=None)
@@ -24,8 +27,12 @@ def test_planted_groups_are_found_and_exemplars_are_members():
     assert list(got.columns) == ["attribute", "count", "perspective", "exemplar"] and len(got) == len(table)
     merged = got.merge(table.assign(truth=truth), on=["attribute", "count"])
     assert merged.groupby("perspective").truth.nunique().eq(1).all() and merged.perspective.nunique() == 6
-    for _, part in got.groupby("perspective"): assert part.exemplar.nunique() == 1 and part.exemplar.iloc[0] in set(part.attribute)
-    assert got.groupby("perspective")["count"].sum().is_monotonic_decreasing and sorted(got.perspective.unique()) == list(range(6))
+    for _, part in got.groupby("perspective"):
+        assert part.exemplar.nunique() == 1 and part.exemplar.iloc[0] in set(part.attribute)
+    assert (
+        got.groupby("perspective")["count"].sum().is_monotonic_decreasing
+        and sorted(got.perspective.unique()) == list(range(6))
+    )
 
 
 def test_same_groups_as_scikit_learn_on_euclidean_distances():
@@ -33,14 +40,17 @@ def test_same_groups_as_scikit_learn_on_euclidean_distances():
     from sklearn.metrics import adjusted_rand_score, euclidean_distances
     table, v, _ = blobs(9, 15, seed=4)
     S = -euclidean_distances(v.astype(np.float64), squared=True)
-    labels = AffinityPropagation(damping=.9, max_iter=1000, affinity="precomputed", preference=np.percentile(S, 0.5), random_state=42).fit(S).labels_
+    labels = AffinityPropagation(
+        damping=.9, max_iter=1000, affinity="precomputed", preference=np.percentile(S, 0.5), random_state=42
+    ).fit(S).labels_
     got = cluster_attributes(table, vectors=v).merge(table.assign(sk=labels), on="attribute")
     assert adjusted_rand_score(got.perspective, got.sk) == 1
 
 
 @pytest.mark.parametrize("n", [3, 60, 700])
 def test_similarities_are_symmetric_to_the_last_bit(n):
-    v = (np.random.default_rng(n).normal(size=(n, 48)) * np.linspace(0.5, 2, n)[:, None]).astype("float32") # unequal norms: rounding shows
+    # unequal norms: rounding shows
+    v = (np.random.default_rng(n).normal(size=(n, 48)) * np.linspace(0.5, 2, n)[:, None]).astype("float32")
     S = similarities(v)
     assert (S == S.T).all() and not S.diagonal().any() and S.dtype == np.float32
 
@@ -55,7 +65,11 @@ def test_order_of_rows_and_type_of_table_do_not_matter():
     table, v, _ = blobs()
     p = np.random.default_rng(1).permutation(len(v))
     a, b = cluster_attributes(table, vectors=v), cluster_attributes(table.iloc[p], vectors=v[p])
-    assert a.equals(b) and a.equals(cluster_attributes(Dataset.from_pandas(table), vectors=v)) and a.equals(cluster_attributes(table.to_dict("records"), vectors=v))
+    assert (
+        a.equals(b)
+        and a.equals(cluster_attributes(Dataset.from_pandas(table), vectors=v))
+        and a.equals(cluster_attributes(table.to_dict("records"), vectors=v))
+    )
 
 
 def test_one_two_and_equal_vectors():
@@ -71,19 +85,34 @@ def test_not_converged_is_said():
         warnings.simplefilter("always")
         try: cluster_attributes(table, vectors=v, max_iter=20); failed = ""
         except UserError as e: failed = str(e)
-    assert "cluster_max_iter" in failed or any(w.category is NotConverged and "cluster_max_iter" in str(w.message) for w in seen)
+    assert "cluster_max_iter" in failed or any(
+        w.category is NotConverged and "cluster_max_iter" in str(w.message) for w in seen
+    )
 
 
 @pytest.mark.parametrize("rows, message", [
-    (dict(attribute=[], count=[]), "empty"), (dict(attribute=["a"]), "lacks count"), (dict(attribute=["a", "a"], count=[1, 2]), "'a' occurs more than once"),
-    (dict(attribute=["a", None], count=[1, 2]), "Row 1"), (dict(attribute=["a", 3.5], count=[1, 2]), "Row 1.*3.5"), (dict(attribute=["a", "  "], count=[1, 2]), "Row 1"),
-    (dict(attribute=["a", "b"], count=[1, 0]), "got 0"), (dict(attribute=["a", "b"], count=[1, -4]), "got -4"), (dict(attribute=["a", "b"], count=[1, 1.5]), "1.5"),
-    (dict(attribute=["a", "b"], count=[1, float("nan")]), "nan"), (dict(attribute=["a"], count=["7"]), "'7'")])
+    (dict(attribute=[], count=[]), "empty"),
+    (dict(attribute=["a"]), "lacks count"),
+    (dict(attribute=["a", "a"], count=[1, 2]), "'a' occurs more than once"),
+    (dict(attribute=["a", None], count=[1, 2]), "Row 1"),
+    (dict(attribute=["a", 3.5], count=[1, 2]), "Row 1.*3.5"),
+    (dict(attribute=["a", "  "], count=[1, 2]), "Row 1"),
+    (dict(attribute=["a", "b"], count=[1, 0]), "got 0"),
+    (dict(attribute=["a", "b"], count=[1, -4]), "got -4"),
+    (dict(attribute=["a", "b"], count=[1, 1.5]), "1.5"),
+    (dict(attribute=["a", "b"], count=[1, float("nan")]), "nan"),
+    (dict(attribute=["a"], count=["7"]), "'7'")
+])
 def test_bad_tables(rows, message):
-    with pytest.raises(UserError, match=message): cluster_attributes(pd.DataFrame(rows), vectors=np.eye(2, dtype=np.float32)[:len(rows["attribute"])])
+    with pytest.raises(UserError, match=message):
+        cluster_attributes(pd.DataFrame(rows), vectors=np.eye(2, dtype=np.float32)[:len(rows["attribute"])])
 
 
-@pytest.mark.parametrize("arguments, message", [(dict(damping=.4), "damping"), (dict(damping=1), "damping"), (dict(preference_percentile=101), "percentile"), (dict(max_iter=0), "max_iter")])
+@pytest.mark.parametrize("arguments, message", [
+    (dict(damping=.4), "damping"), (dict(damping=1), "damping"),
+    (dict(preference_percentile=101), "percentile"),
+    (dict(max_iter=0), "max_iter")
+])
 def test_bad_arguments(arguments, message):
     with pytest.raises(UserError, match=message): cluster_attributes(*blobs()[:1], vectors=blobs()[1], **arguments)
     with pytest.raises(UserError, match="vectors for"): cluster_attributes(blobs()[0], vectors=blobs()[1][:3])
@@ -114,14 +143,15 @@ def test_the_real_inventory():
     assert got[got.perspective == 0].attribute.iloc[0] in ("tone", "emotional intensity", "emotional tone")
 
 
-# --- counts as weights: scaling rows is repetition ---------------------------------------------------------------------------
+# --- counts as weights: scaling rows is repetition -------------------------------------------------------------------
 
 def subsets(n): return [list(c) for k in range(1, n + 1) for c in itertools.combinations(range(n), k)]
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_scaled_rows_have_the_objective_of_repetition(seed):
-    "For every set of exemplars, and for the best one among all sets of repeated points (where a copy may be an exemplar of its own)."
+    """For every set of exemplars, and for the best one among all sets of repeated points
+    (where a copy may be an exemplar of its own)."""
     rng = np.random.default_rng(seed)
     v = rng.normal(size=(4, 5)).astype(np.float32); v /= np.linalg.norm(v, axis=1, keepdims=True)
     w, p, S = rng.integers(1, 4, 4), -float(rng.uniform(0.2, 4)), similarities(v)
@@ -148,7 +178,9 @@ def test_weighted_propagation_is_as_good_as_propagation_on_repeated_points(seed)
     got = cluster_attributes(table, vectors=v, weighted=True)
     at = {a: i for i, a in enumerate(table.attribute)}
     ours = net_similarity(S, [at[e] for e in got.exemplar.unique()], p, w)
-    theirs = AffinityPropagation(damping=.9, max_iter=1000, affinity="precomputed", preference=p, random_state=42).fit(R.copy())
+    theirs = AffinityPropagation(
+        damping=.9, max_iter=1000, affinity="precomputed", preference=p, random_state=42
+    ).fit(R.copy())
     assert ours == pytest.approx(net_similarity(R, theirs.cluster_centers_indices_, p), rel=1e-4)
 
 
@@ -156,18 +188,24 @@ def test_weighted_propagation_is_as_good_as_propagation_on_repeated_points(seed)
 def test_percentile_of_repeated_similarities(percentile):
     rng = np.random.default_rng(2)
     S, w = -rng.uniform(size=(9, 9)), rng.integers(1, 5, 9)
-    assert preference_of(S, percentile, w) == pytest.approx(np.percentile(np.repeat(np.repeat(S, w, 0), w, 1), percentile))
+    assert preference_of(S, percentile, w) == pytest.approx(
+        np.percentile(np.repeat(np.repeat(S, w, 0), w, 1), percentile)
+    )
     assert preference_of(S, percentile, np.ones(9, int)) == pytest.approx(preference_of(S, percentile))
 
 
 def test_weighted_kmeans_has_the_inertia_of_repeated_points():
     table, v, _ = blobs(5, 8, seed=1)
     w = count_weights(table["count"])
-    got = cluster_attributes(table, vectors=v, method="kmeans", n_clusters=5, weighted=True).set_index("attribute").perspective.loc[table.attribute].to_numpy()
+    got = cluster_attributes(
+        table, vectors=v, method="kmeans", n_clusters=5, weighted=True
+    ).set_index("attribute").perspective.loc[table.attribute].to_numpy()
     from sklearn.cluster import KMeans
     inertia = lambda x, labels: sum(((x[labels == k] - x[labels == k].mean(0))**2).sum() for k in set(labels))
     r = np.repeat(v, w, 0)
-    assert inertia(r, np.repeat(got, w)) == pytest.approx(KMeans(5, n_init=10, random_state=0).fit(r).inertia_, rel=1e-3)
+    assert inertia(r, np.repeat(got, w)) == pytest.approx(
+        KMeans(5, n_init=10, random_state=0).fit(r).inertia_, rel=1e-3
+    )
 
 
 def test_weights_are_the_releases_and_lose_no_attribute():
@@ -175,19 +213,25 @@ def test_weights_are_the_releases_and_lose_no_attribute():
 
 
 def test_weights_matter():
-    v = np.random.default_rng(5).normal(size=(40, 6)).astype(np.float32); v /= np.linalg.norm(v, axis=1, keepdims=True)
+    v = np.random.default_rng(5).normal(size=(40, 6)).astype(np.float32)
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
     table = pd.DataFrame(dict(attribute=[f"a{i:02}" for i in range(40)], count=10 ** (np.arange(40) % 5)))
     plain, heavy = (cluster_attributes(table, vectors=v, weighted=w) for w in (False, True))
-    assert heavy.perspective.nunique() > plain.perspective.nunique() # far points that weigh more pay the preference sooner
+    # far points that weigh more pay the preference sooner
+    assert heavy.perspective.nunique() > plain.perspective.nunique()
 
 
-# --- the other methods -----------------------------------------------------------------------------------------------------------
+# --- the other methods -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("method", ["kmeans", "agglomerative"])
 def test_planted_groups_are_found_by_the_other_methods(method):
     table, v, truth = blobs()
     got = cluster_attributes(table, vectors=v, method=method, n_clusters=6)
-    assert got.merge(table.assign(truth=truth), on=["attribute", "count"]).groupby("perspective").truth.nunique().eq(1).all() and got.perspective.nunique() == 6
+    assert (
+        got.merge(table.assign(truth=truth), on=["attribute", "count"])
+        .groupby("perspective").truth.nunique().eq(1).all()
+        and got.perspective.nunique() == 6
+    )
     at = {a: i for i, a in enumerate(table.attribute)}
     for _, part in got.groupby("perspective"): # the exemplar is the medoid
         members = [at[a] for a in part.attribute]
@@ -210,9 +254,14 @@ def test_edges_of_the_other_methods(method):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(method="dbscan"), "'dbscan' is not known. Allowed: affinity, kmeans"), (dict(method="kmeans"), "needs cluster_count"), (dict(method="kmeans", n_clusters=0), "got 0"),
-    (dict(method="agglomerative", n_clusters=73), "73 perspectives cannot be made of 72"), (dict(method="agglomerative", n_clusters=2, weighted=True), "no weights"),
-    (dict(n_clusters=5), "finds the number"), (dict(memory_gib=1e-5), "affinity takes .* cluster_memory_gib")])
+    (dict(method="dbscan"), "'dbscan' is not known. Allowed: affinity, kmeans"),
+    (dict(method="kmeans"), "needs cluster_count"),
+    (dict(method="kmeans", n_clusters=0), "got 0"),
+    (dict(method="agglomerative", n_clusters=73), "73 perspectives cannot be made of 72"),
+    (dict(method="agglomerative", n_clusters=2, weighted=True), "no weights"),
+    (dict(n_clusters=5), "finds the number"),
+    (dict(memory_gib=1e-5), "affinity takes .* cluster_memory_gib")
+])
 def test_bad_arguments_of_methods(arguments, message):
     with pytest.raises(UserError, match=message): cluster_attributes(blobs()[0], vectors=blobs()[1], **arguments)
 
@@ -220,20 +269,28 @@ def test_bad_arguments_of_methods(arguments, message):
 def test_twenty_thousand_are_refused_before_anything_is_allocated():
     table = pd.DataFrame(dict(attribute=[f"a{i}" for i in range(20_000)], count=1))
     tracemalloc.start()
-    with pytest.raises(UserError, match="20,000 attributes by affinity takes 13.*GiB.*cluster_method = kmeans"): cluster_attributes(table, vectors=np.zeros((20_000, 384), np.float32), memory_gib=8)
+    with pytest.raises(UserError, match="20,000 attributes by affinity takes 13.*GiB.*cluster_method = kmeans"):
+        cluster_attributes(table, vectors=np.zeros((20_000, 384), np.float32), memory_gib=8)
     peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
     assert peak < 200 * 2**20
 
 
 def resident(key):
-    return next(int(l.split()[1]) * 1024 for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(key))
+    return next(
+        int(l.split()[1]) * 1024
+        for l in Path("/proc/self/status").read_text().splitlines()
+        if l.startswith(key)
+    )
 
 
-@pytest.mark.parametrize("method, weighted", [("affinity", False), ("affinity", True), ("agglomerative", False), ("kmeans", False)])
+@pytest.mark.parametrize("method, weighted", [
+    ("affinity", False), ("affinity", True), ("agglomerative", False), ("kmeans", False)
+])
 def test_the_memory_plan_is_kept(method, weighted):
     "Resident memory (VmHWM): arrays of more than 32 MiB are mapped afresh and given back."
     n = 2_200
-    v = np.random.default_rng(0).normal(size=(n, 24)).astype(np.float32); v /= np.linalg.norm(v, axis=1, keepdims=True)
+    v = np.random.default_rng(0).normal(size=(n, 24)).astype(np.float32)
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
     table = pd.DataFrame(dict(attribute=[f"a{i:04}" for i in range(n)], count=np.arange(n) + 1))
     arguments = dict(method=method, weighted=weighted, n_clusters=None if method == "affinity" else 20, max_iter=3)
     with warnings.catch_warnings():
@@ -258,19 +315,40 @@ def test_measures_equal_slow_twins():
     rows = v[[table.attribute.tolist().index(a) for a in got.attribute]]
     facts = describe_perspectives(got, rows, largest=2)
     mentions = sorted((sum(part["count"]) for _, part in got.groupby("perspective")), reverse=True)
-    assert facts["share_of_largest"] == pytest.approx(sum(mentions[:2]) / sum(mentions)) and facts["mentions"] == table["count"].sum() and facts["singletons"] == 0
+    assert (
+        facts["share_of_largest"] == pytest.approx(sum(mentions[:2]) / sum(mentions))
+        and facts["mentions"] == table["count"].sum()
+        and facts["singletons"] == 0
+    )
     def silhouette(i):
-        d = lambda p: [np.linalg.norm(rows[i].astype(float) - rows[j]) for j in range(len(rows)) if got.perspective[j] == p and j != i]
-        own, other = np.mean(d(got.perspective[i])), min(np.mean(d(p)) for p in set(got.perspective) - {got.perspective[i]})
+        d = lambda p: [
+            np.linalg.norm(rows[i].astype(float) - rows[j])
+            for j in range(len(rows))
+            if got.perspective[j] == p and j != i
+        ]
+        own, other = (
+            np.mean(d(got.perspective[i])),
+            min(np.mean(d(p)) for p in set(got.perspective) - {got.perspective[i]})
+        )
         return (other - own) / max(own, other)
     assert facts["silhouette"] == pytest.approx(np.mean([silhouette(i) for i in range(len(rows))]), abs=1e-4)
     alone = got.assign(perspective=range(len(got)))
-    assert np.isnan(describe_perspectives(alone, rows)["silhouette"]) and describe_perspectives(alone, rows)["singletons"] == len(got)
+    assert (
+        np.isnan(describe_perspectives(alone, rows)["silhouette"])
+        and describe_perspectives(alone, rows)["singletons"] == len(got)
+    )
 
 
 def test_agreement_is_on_common_attributes_and_blind_to_names_of_groups():
     table, v, _ = blobs()
     a = cluster_attributes(table, vectors=v)
-    pairs = agreement({"a": a, "renamed": a.assign(perspective=5 - a.perspective), "part": a[:30], "one": a.assign(perspective=0)})
+    pairs = agreement({
+        "a": a, "renamed": a.assign(perspective=5 - a.perspective),
+        "part": a[:30], "one": a.assign(perspective=0)
+    })
     assert pairs[["first", "second", "attributes"]].values.tolist()[:2] == [["a", "renamed", 72], ["a", "part", 30]]
-    assert pairs.ari[:2].tolist() == [1, 1] and pairs.query("first == 'a' and second == 'one'").ari.item() == 0 and agreement({"a": a}).empty
+    assert (
+        pairs.ari[:2].tolist() == [1, 1]
+        and pairs.query("first == 'a' and second == 'one'").ari.item() == 0
+        and agreement({"a": a}).empty
+    )

@@ -11,8 +11,14 @@ def test_the_projects_file_has_a_source_for_every_number_and_invents_no_score():
     assert all(r["source"] for r in rows) and {r["quantity"]: r["value"] for r in rows}["attributes"] == 1786
     assert all(r["value"] is None for r in rows if r["source"].endswith("tables"))
 
-@pytest.mark.parametrize("text, says", [("", "columns are missing"), ("a,b", "a, b"), (f"{HEAD}\nx,llama,base,average,6l.3,,", "line 2: value = '6l.3'"), (f"{HEAD}\nx,,,q,nan,,", "'nan'"), (f"{HEAD}\n\nx,,,q,1", "line 3: 5 cells"),
-    (f"{HEAD}\n,,,q,1,,", "line 2: source"), (f"{HEAD}\nx,,,q,1,,\nx,,,q,2,,", "line 3: x / q was given in line 2")])
+@pytest.mark.parametrize("text, says", [
+    ("", "columns are missing"), ("a,b", "a, b"),
+    (f"{HEAD}\nx,llama,base,average,6l.3,,", "line 2: value = '6l.3'"),
+    (f"{HEAD}\nx,,,q,nan,,", "'nan'"),
+    (f"{HEAD}\n\nx,,,q,1", "line 3: 5 cells"),
+    (f"{HEAD}\n,,,q,1,,", "line 2: source"),
+    (f"{HEAD}\nx,,,q,1,,\nx,,,q,2,,", "line 3: x / q was given in line 2")
+])
 def test_a_broken_row_is_named(tmp_path, text, says):
     (tmp_path/"r.csv").write_text(text)
     with pytest.raises(UserError) as e: read_reference(tmp_path/"r.csv")
@@ -22,17 +28,35 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="none.csv"): read_reference(tmp_path/"none.csv")
 
 def test_a_users_number_makes_the_comparison_appear(tmp_path):
-    (tmp_path/"r.csv").write_text(f"{HEAD}\nmy paper,llama,base,sst2,50.5,F1,\nmy paper,llama,base,average,,F1,\nmy paper,qwen3,base,sst2,40,F1,\nmy paper,llama,teacher,sst2,90,F1,\nmy paper,qwen3,teacher,sst2,90,F1,\n")
+    (tmp_path/"r.csv").write_text(
+        f"{HEAD}\n"
+        "my paper,llama,base,sst2,50.5,F1,\n"
+        "my paper,llama,base,average,,F1,\n"
+        "my paper,qwen3,base,sst2,40,F1,\n"
+        "my paper,llama,teacher,sst2,90,F1,\n"
+        "my paper,qwen3,teacher,sst2,90,F1,\n"
+    )
     s = load_settings("tiny", outputs=str(tmp_path/"out"))
     store = Store(s)
-    def scores(value): return lambda out, work: write_rows(out/"scores.parquet", [dict(task=t, seed=k, score=value + k/100) for t in ("sst2", "imdb") for k in (0, 1, 2)]) or {}
-    store.stage("evaluation-llama-base", scores(.6)); store.stage("evaluation-teacher-teacher", scores(.8), params=dict(a=1))
+    def scores(value): return lambda out, work: write_rows(out/"scores.parquet", [
+        dict(task=t, seed=k, score=value + k/100)
+        for t in ("sst2", "imdb")
+        for k in (0, 1, 2)
+    ]) or {}
+    store.stage("evaluation-llama-base", scores(.6))
+    store.stage("evaluation-teacher-teacher", scores(.8), params=dict(a=1))
     t = comparison(s, store, read_reference(tmp_path/"r.csv"))
-    assert t.ours.round(6).tolist()[:2] == [61, 61] and t.difference.round(6)[0] == 10.5 and t.difference.isna().tolist() == [False, True, True, False, False]
+    assert (
+        t.ours.round(6).tolist()[:2] == [61, 61]
+        and t.difference.round(6)[0] == 10.5
+        and t.difference.isna().tolist() == [False, True, True, False, False]
+    )
     assert t.ours.isna().tolist() == [False, False, True, False, False] and t.ours[3] == t.ours[4]
 
 def test_a_missing_score_is_an_error_and_not_zero(tmp_path):
     s = load_settings("tiny", outputs=str(tmp_path))
     store = Store(s)
-    store.stage("evaluation-llama-base", lambda out, work: write_rows(out/"scores.parquet", [dict(task="sst2", seed=1, score=float("nan"))]) or {})
+    store.stage("evaluation-llama-base", lambda out, work: write_rows(out/"scores.parquet", [
+        dict(task="sst2", seed=1, score=float("nan"))
+    ]) or {})
     with pytest.raises(UserError, match="llama base is missing"): measured(s, store)

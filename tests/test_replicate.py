@@ -3,7 +3,9 @@ import json, shutil, subprocess, sys
 from pathlib import Path
 import nbformat as nbf
 import pytest
-from compeffdist.replicate import Kernels, _tidy, check_parameters, git_commit, main, notebooks, replicate, run_notebook, warm_modules
+from compeffdist.replicate import (
+    Kernels, _tidy, check_parameters, git_commit, main, notebooks, replicate, run_notebook, warm_modules
+)
 from compeffdist.settings import UserError, project_root
 
 ROOT = project_root(Path(__file__))
@@ -26,22 +28,37 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 def test_a_notebook_without_its_parameters_cell_is_refused(project):
-    with pytest.raises(UserError, match="0 cells tagged"): check_parameters(notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", tags=()), {})
+    with pytest.raises(UserError, match="0 cells tagged"):
+        check_parameters(notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", tags=()), {})
 
 def test_an_unknown_parameter_is_refused_before_anything_runs(project, capsys):
     notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "open('ran', 'w')")
     assert main(["--profile", "tiny", "-p", "shoots", "4"]) == 2
-    assert "no parameter 'shoots'" in capsys.readouterr().err and not (project/"ran").exists() and not (project/"nbs/ran").exists()
+    assert (
+        "no parameter 'shoots'" in capsys.readouterr().err
+        and not (project/"ran").exists() and not (project/"nbs/ran").exists()
+    )
 
 def test_parameters_reach_the_notebook(project):
-    notebook(project/"nbs/00_a.ipynb", "profile = 'x'\nshots = 1", "import json; json.dump([profile, shots], open('got.json', 'w'))")
+    notebook(
+        project/"nbs/00_a.ipynb", "profile = 'x'\nshots = 1",
+        "import json; json.dump([profile, shots], open('got.json', 'w'))"
+    )
     replicate("mini", parameters=dict(shots=3))
     assert json.loads((project/"nbs/got.json").read_text()) == ["mini", 3]
 
 def test_a_users_mistake_ends_in_one_line_and_status_2(project, capsys):
-    notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "from compeffdist.settings import UserError\nraise UserError('the server is down. Start it.')")
+    notebook(
+        project/"nbs/00_a.ipynb", "profile = 'tiny'",
+        "from compeffdist.settings import UserError\n"
+        "raise UserError('the server is down. Start it.')"
+    )
     assert main([]) == 2
-    assert "00_a, cell" in (err := capsys.readouterr().err) and "the server is down. Start it." in err and "Traceback" not in err
+    assert (
+        "00_a, cell" in (err := capsys.readouterr().err)
+        and "the server is down. Start it." in err
+        and "Traceback" not in err
+    )
 
 def test_our_mistake_ends_in_status_1_and_names_the_executed_notebook(project, capsys):
     notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "1/0")
@@ -60,30 +77,59 @@ def test_an_executed_notebook_names_no_folder_and_no_hour(project):
     replicate("tiny")
     text = (project/"outputs/tiny/notebooks/00_a.ipynb").read_text(encoding="utf-8")
     made = nbf.reads(text, 4)
-    assert "./nbs" in made.cells[-1].outputs[0].text and str(project) not in text and "execution" not in made.cells[-1].metadata and made.metadata.papermill == dict(parameters=dict(profile="tiny"))
+    assert (
+        "./nbs" in made.cells[-1].outputs[0].text
+        and str(project) not in text
+        and "execution" not in made.cells[-1].metadata
+        and made.metadata.papermill == dict(parameters=dict(profile="tiny"))
+    )
     nbf.validate(made)
     notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "from pathlib import Path\nraise OSError(Path.cwd())")
-    assert main([]) == 1 and str(project) not in (project/"outputs/tiny/notebooks/00_a.ipynb").read_text(encoding="utf-8")
+    assert (
+        main([]) == 1
+        and str(project) not in (project/"outputs/tiny/notebooks/00_a.ipynb").read_text(encoding="utf-8")
+    )
     (project/"half.ipynb").write_text('{"cells": [', encoding="utf-8")
     _tidy(project/"half.ipynb", project) # a file that was not finished does not hide what stopped the run
 
 def test_manifest_and_index_tell_what_was_run(project):
-    code = "from compeffdist.settings import load_settings\nfrom compeffdist.store import Store, write_rows\nfrom compeffdist.figures import save_table\nimport pandas as pd\ns = Store(load_settings(profile))\ns.stage('one', lambda out, work: write_rows(out/'x.parquet', [dict(a=1)]) or dict(rows_out=1))\nsave_table(s, 'tab-x', pd.DataFrame(dict(a=[1])), 'One.')"
+    code = (
+        "from compeffdist.settings import load_settings\n"
+        "from compeffdist.store import Store, write_rows\n"
+        "from compeffdist.figures import save_table\n"
+        "import pandas as pd\n"
+        "s = Store(load_settings(profile))\n"
+        "s.stage('one', lambda out, work: write_rows(out/'x.parquet', [dict(a=1)]) or dict(rows_out=1))\n"
+        "save_table(s, 'tab-x', pd.DataFrame(dict(a=[1])), 'One.')"
+    )
     notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", code)
     index = replicate("tiny")
     manifest = json.loads((project/"outputs/tiny/manifest.json").read_text())
-    assert manifest["stages"]["one"]["counts"] == dict(rows_out=1) and "tab-x.csv" in manifest["tables"] and manifest["settings"]["seed"] == 42
+    assert (
+        manifest["stages"]["one"]["counts"] == dict(rows_out=1)
+        and "tab-x.csv" in manifest["tables"]
+        and manifest["settings"]["seed"] == 42
+    )
     assert str(project) not in json.dumps(manifest), "no path of this machine in what is committed"
-    assert "tab-x" in index.read_text() and "notebooks/00_a.ipynb" in index.read_text() and str(project) not in index.read_text()
+    assert (
+        "tab-x" in index.read_text()
+        and "notebooks/00_a.ipynb" in index.read_text()
+        and str(project) not in index.read_text()
+    )
 
 def test_the_order_is_the_number(project):
     for name in ("02a_b", "02_a", "10_c", "00_z"): notebook(project/f"nbs/{name}.ipynb", "profile = 'tiny'")
-    assert [p.stem for p in notebooks()] == ["00_z", "02_a", "02a_b", "10_c"] and [p.stem for p in notebooks(["02"])] == ["02_a", "02a_b"]
+    assert (
+        [p.stem for p in notebooks()] == ["00_z", "02_a", "02a_b", "10_c"]
+        and [p.stem for p in notebooks(["02"])] == ["02_a", "02a_b"]
+    )
 
 def test_commit_outside_a_checkout_is_unknown(tmp_path): assert git_commit(tmp_path) == "unknown"
 
 def test_the_command_exits_with_its_status(project):
-    done = subprocess.run([sys.executable, "-m", "compeffdist.replicate", "--profile", "no"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "compeffdist.replicate", "--profile", "no"], capture_output=True, text=True
+    )
     assert done.returncode == 2 and "Allowed: tiny, mini, gpu, paper" in done.stderr
 
 COUNTED = """from pathlib import Path
@@ -106,7 +152,12 @@ def test_nothing_changed_means_nothing_is_opened(counted, capsys):
     project, times = counted
     replicate("tiny")
     manifest = json.loads((project/"outputs/tiny/manifest.json").read_text())
-    assert times() == 1 and "unchanged, not run" in capsys.readouterr().out and manifest["unchanged"] == ["00_a"] and manifest["notebooks"]["00_a"] > 0
+    assert (
+        times() == 1
+        and "unchanged, not run" in capsys.readouterr().out
+        and manifest["unchanged"] == ["00_a"]
+        and manifest["notebooks"]["00_a"] > 0
+    )
     replicate("tiny", rerun=True)
     assert times() == 2
 
@@ -118,14 +169,24 @@ def test_a_stage_rebuilt_with_other_content_opens_what_read_it(counted):
     store = Store(load_settings("tiny", outputs=str(project/"outputs")))
     old = store.stages()[0]
     shutil.rmtree(store.artifacts/"one")
-    store.stage("one", lambda out, work: write_rows(out/"a.parquet", [dict(a=2)]) and {}, params=dict(seed=store.settings.seed))
-    assert store.stages()[0]["fingerprint"] == old["fingerprint"] and store.stages()[0]["outputs"] != old["outputs"]
+    store.stage(
+        "one", lambda out, work: write_rows(out/"a.parquet", [dict(a=2)]) and {},
+        params=dict(seed=store.settings.seed)
+    )
+    assert (
+        store.stages()[0]["fingerprint"] == old["fingerprint"]
+        and store.stages()[0]["outputs"] != old["outputs"]
+    )
     replicate("tiny")
     assert times() == 2
 
 def test_a_stage_rebuilt_by_a_later_notebook_opens_no_earlier_one(counted, monkeypatch, capsys):
     project, times = counted
-    notebook(project/"nbs/01_b.ipynb", "profile = 'tiny'", COUNTED.replace("ran.txt", "ran_b.txt").replace("'one'", "'two'").replace("s.settings.seed", "s.settings.shots").replace("tab-x", "tab-y"))
+    notebook(
+        project/"nbs/01_b.ipynb", "profile = 'tiny'",
+        COUNTED.replace("ran.txt", "ran_b.txt").replace("'one'", "'two'")
+        .replace("s.settings.seed", "s.settings.shots").replace("tab-x", "tab-y")
+    )
     replicate("tiny")
     monkeypatch.setenv("COMPEFFDIST_SHOTS", "3"); replicate("tiny") # opens both; the first sees the old stage two
     assert times() == 2 and (project/"nbs/ran_b.txt").read_text() == "xx"
@@ -134,10 +195,16 @@ def test_a_stage_rebuilt_by_a_later_notebook_opens_no_earlier_one(counted, monke
 
 def _edit(project): notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", COUNTED + "\nmore = 1")
 def _package(project): (project/"compeffdist").mkdir(); (project/"compeffdist/new.py").write_text("x = 1")
-@pytest.mark.parametrize("change", [_edit, _package, lambda p: (p/"outputs/tiny/tables/tab-x.csv").unlink(), lambda p: (p/"outputs/tiny/tables/tab-x.csv").write_text("a\n2\n"),
-    lambda p: shutil.rmtree(p/"outputs/tiny/artifacts/one"), lambda p: (p/"outputs/tiny/artifacts/one/a.parquet").write_bytes(b"torn"),
-    lambda p: (p/"outputs/tiny/notebooks/00_a.run.json").write_text("{ torn"), lambda p: (p/"outputs/tiny/notebooks/00_a.ipynb").unlink()],
-    ids="notebook package table-gone table-changed stage-gone stage-torn record-torn copy-gone".split())
+
+@pytest.mark.parametrize("change", [
+    _edit, _package,
+    lambda p: (p/"outputs/tiny/tables/tab-x.csv").unlink(),
+    lambda p: (p/"outputs/tiny/tables/tab-x.csv").write_text("a\n2\n"),
+    lambda p: shutil.rmtree(p/"outputs/tiny/artifacts/one"),
+    lambda p: (p/"outputs/tiny/artifacts/one/a.parquet").write_bytes(b"torn"),
+    lambda p: (p/"outputs/tiny/notebooks/00_a.run.json").write_text("{ torn"),
+    lambda p: (p/"outputs/tiny/notebooks/00_a.ipynb").unlink()
+], ids="notebook package table-gone table-changed stage-gone stage-torn record-torn copy-gone".split())
 def test_any_change_opens_the_notebook_again(counted, change):
     project, times = counted
     change(project)
@@ -154,20 +221,36 @@ def test_a_setting_opens_the_notebook_again(counted, monkeypatch):
 def test_progress_of_a_long_cell_reaches_terminal_and_log_while_it_runs(project, capsys, monkeypatch):
     import re
     monkeypatch.setattr("compeffdist.replicate.Progress.__init__.__defaults__", (0.5,), raising=True)
-    notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "import time\nfrom tqdm import tqdm\nfor _ in tqdm(range(40), desc='rows', mininterval=0.2): time.sleep(0.1)")
+    notebook(
+        project/"nbs/00_a.ipynb", "profile = 'tiny'",
+        "import time\n"
+        "from tqdm import tqdm\n"
+        "for _ in tqdm(range(40), desc='rows', mininterval=0.2): time.sleep(0.1)"
+    )
     assert main([]) == 0
     shown = [int(n) for n in re.findall(r"rows: .*\| (\d+)/40 \[", capsys.readouterr().out)]
     assert len(set(shown)) >= 3 and shown == sorted(shown)
     assert "40/40" in (project/"outputs/tiny/log.txt").read_text()
-    stream = [o for c in json.loads((project/"outputs/tiny/notebooks/00_a.ipynb").read_text())["cells"] for o in c.get("outputs", [])]
-    assert len(stream) == 1 and "".join(stream[0]["text"]).count("rows:") == 1 # one bar in the executed copy, not one for each step
+    stream = [
+        o
+        for c in json.loads((project/"outputs/tiny/notebooks/00_a.ipynb").read_text())["cells"]
+        for o in c.get("outputs", [])
+    ]
+    # one bar in the executed copy, not one for each step
+    assert len(stream) == 1 and "".join(stream[0]["text"]).count("rows:") == 1
 
 def alive(pid):
     try: return "zombie" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError: return False
 
 def test_a_kernel_started_ahead_runs_its_notebook_and_ends(project):
-    path = notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "import os, sys, json\nrepr('import pandas as pd')\njson.dump([os.getpid(), 'pandas' in sys.modules, get_ipython().history_manager.hist_file, sorted(n for n in globals() if not n.startswith('_'))], open('got.json', 'w'))")
+    path = notebook(
+        project/"nbs/00_a.ipynb", "profile = 'tiny'",
+        "import os, sys, json\n"
+        "repr('import pandas as pd')\n"
+        "json.dump([os.getpid(), 'pandas' in sys.modules, get_ipython().history_manager.hist_file, "
+        "sorted(n for n in globals() if not n.startswith('_'))], open('got.json', 'w'))"
+    )
     assert warm_modules(path) == ["pandas"]
     kernels = Kernels()
     try:
@@ -177,13 +260,16 @@ def test_a_kernel_started_ahead_runs_its_notebook_and_ends(project):
     finally: kernels.close()
     pid, warm, history, names = json.loads((project/"nbs/got.json").read_text())
     assert pid == ahead and warm and history == ":memory:" and not alive(pid) and not kernels.started
-    assert set(names) <= {"In", "Out", "exit", "get_ipython", "open", "quit", "profile", "os", "sys", "json"} # warming up leaves no name behind
+    # warming up leaves no name behind
+    assert set(names) <= {"In", "Out", "exit", "get_ipython", "open", "quit", "profile", "os", "sys", "json"}
 
 def test_kernels_whose_notebooks_do_not_run_are_ended(project, monkeypatch):
     notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "1/0")
     notebook(project/"nbs/01_b.ipynb", "profile = 'tiny'", "x = 1")
     ahead, close = [], Kernels.close
-    monkeypatch.setattr(Kernels, "close", lambda self: (ahead.extend(k.provisioner.pid for k in self.started.values()), close(self)))
+    monkeypatch.setattr(Kernels, "close", lambda self: (
+        ahead.extend(k.provisioner.pid for k in self.started.values()), close(self)
+    ))
     assert main([]) == 1
     assert len(ahead) == 1 and not alive(ahead[0])
 

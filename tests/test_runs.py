@@ -10,13 +10,25 @@ SYSTEMS = [System("teacher", "teacher"), System("llama", "base"), System("llama"
 
 
 def scores(value=0.5, drop=None):
-    return pd.DataFrame([dict(family=s.family, system=s.name, task=t, seed=seed, score=value, shots=4.0, n_items=40) for s in SYSTEMS for t in TASKS for seed in (42, 52) if t != drop])
+    return pd.DataFrame([
+        dict(family=s.family, system=s.name, task=t, seed=seed, score=value, shots=4.0, n_items=40)
+        for s in SYSTEMS
+        for t in TASKS
+        for seed in (42, 52)
+        if t != drop
+    ])
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     "A store with finished stages, and what `results` reads from it."
     state = SimpleNamespace(fingerprint="f1", table=scores())
-    stages = lambda: [dict(stage=s.evaluation_stage, fingerprint=state.fingerprint, seconds=3.0, counts={}) for s in SYSTEMS] + [dict(stage="student-llama-difficulty-10", fingerprint="w", seconds=9.0, counts=dict(steps=7, tokens=100))]
+    stages = lambda: [
+        dict(stage=s.evaluation_stage, fingerprint=state.fingerprint, seconds=3.0, counts={}) for s in SYSTEMS
+    ] + [
+        dict(
+            stage="student-llama-difficulty-10", fingerprint="w", seconds=9.0, counts=dict(steps=7, tokens=100)
+        )
+    ]
     monkeypatch.setattr(runs, "results", lambda settings, store: state.table)
     monkeypatch.setattr(runs, "systems", lambda settings: SYSTEMS)
     state.store = SimpleNamespace(root=tmp_path, stages=stages)
@@ -26,11 +38,21 @@ def world(tmp_path, monkeypatch):
 def test_rows_are_added_once_and_never_changed(world):
     s = load_settings("tiny")
     first = runs.record_runs(s, world.store)
-    assert list(first.system) == ["teacher", "base", "difficulty-10"] and set(first.fingerprint) == {"f1"} and first["mean"].eq(0.5).all()
+    assert (
+        list(first.system) == ["teacher", "base", "difficulty-10"]
+        and set(first.fingerprint) == {"f1"}
+        and first["mean"].eq(0.5).all()
+    )
     trained = first.iloc[2]
-    assert (trained.steps, trained.tokens, trained.train_seconds, trained.metric, trained.rate) == (7, 100, 9.0, "rank", 0.1) and pd.isna(first.iloc[1].steps)
+    assert (
+        (trained.steps, trained.tokens, trained.train_seconds, trained.metric, trained.rate)
+            == (7, 100, 9.0, "rank", 0.1)
+        and pd.isna(first.iloc[1].steps)
+    )
     world.table = scores(0.9)
-    assert runs.record_runs(s, world.store).equals(pd.read_csv(world.store.root/"results.csv")), "the same evaluations: nothing to add"
+    assert runs.record_runs(s, world.store).equals(pd.read_csv(world.store.root/"results.csv")), (
+        "the same evaluations: nothing to add"
+    )
     assert pd.read_csv(world.store.root/"results.csv")["mean"].eq(0.5).all()
     world.fingerprint = "f2"
     second = runs.record_runs(s, world.store)

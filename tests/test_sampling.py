@@ -1,7 +1,9 @@
 "The curve, the draws and the sampler: integrals, expectations, permutation invariance, bad input."
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings as hyp, strategies as st
-from compeffdist.sampling import METHODS, difficulty_quantiles, keep_probability, row_draws, sample_by_difficulty, selection
+from compeffdist.sampling import (
+    METHODS, difficulty_quantiles, keep_probability, row_draws, sample_by_difficulty, selection
+)
 from compeffdist.settings import UserError
 
 
@@ -14,7 +16,11 @@ def slow_keep(x, a, rate):
 
 def corpus(n=400, groups=7, seed=0):
     rng = np.random.default_rng(seed)
-    return pd.DataFrame(dict(id=[f"{i:05}" for i in range(n)], instruction_id=rng.integers(0, groups, n).astype(str), rank_score=rng.random(n).round(2)))
+    return pd.DataFrame(dict(
+        id=[f"{i:05}" for i in range(n)],
+        instruction_id=rng.integers(0, groups, n).astype(str),
+        rank_score=rng.random(n).round(2)
+    ))
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.001, 1))
@@ -58,10 +64,17 @@ def test_quantiles_equal_the_slow_twin():
 def test_order_of_rows_does_not_matter(method, exact, by):
     d = corpus()
     p = np.random.default_rng(2).permutation(len(d))
-    a, b = sample_by_difficulty(d, .3, method, .8, by, exact=exact), sample_by_difficulty(d.iloc[p], .3, method, .8, by, exact=exact)
+    a, b = (
+        sample_by_difficulty(d, .3, method, .8, by, exact=exact),
+        sample_by_difficulty(d.iloc[p], .3, method, .8, by, exact=exact)
+    )
     assert set(a.id) == set(b.id) and 60 < len(a) < 180
     assert a.id.is_monotonic_increasing  # rows stay in their order
-    assert set(sample_by_difficulty(d, .3, method, .8, by, seed=1, exact=exact).id) != set(a.id) or (method, exact) == ("hard", True) or method == "hard"
+    assert (
+        set(sample_by_difficulty(d, .3, method, .8, by, seed=1, exact=exact).id) != set(a.id)
+        or (method, exact) == ("hard", True)
+        or method == "hard"
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -104,7 +117,11 @@ def test_exact_soft_keeps_each_rows_probability():
 
 
 def test_hard_keeps_the_fractional_row_with_the_right_probability_and_small_groups_may_vanish():
-    d = pd.DataFrame(dict(id=[f"{i}" for i in range(3000)], instruction_id=[f"{i // 3}" for i in range(3000)], rank_score=[.1, .5, .9] * 1000))
+    d = pd.DataFrame(dict(
+        id=[f"{i}" for i in range(3000)],
+        instruction_id=[f"{i // 3}" for i in range(3000)],
+        rank_score=[.1, .5, .9] * 1000
+    ))
     t = selection(d, .1, "hard")
     assert t.kept.sum() == pytest.approx(300, abs=50) and set(t[t.kept].difficulty) == {.9}
     assert np.allclose(t.probability, [0, 0, .3] * 1000)
@@ -118,7 +135,9 @@ def test_equal_difficulties_leave_it_to_the_ids():
 
 def test_rows_without_difficulty_are_left_out_and_do_not_shift_the_others():
     d = corpus(200)
-    hole = pd.concat([d, pd.DataFrame(dict(id=["x", "y"], instruction_id=["0", "new"], rank_score=[np.nan, np.nan]))], ignore_index=True)
+    hole = pd.concat([
+        d, pd.DataFrame(dict(id=["x", "y"], instruction_id=["0", "new"], rank_score=[np.nan, np.nan]))
+    ], ignore_index=True)
     with pytest.warns(UserWarning, match="2 of 202 rows"): got = sample_by_difficulty(hole, .4)
     assert set(got.id) == set(sample_by_difficulty(d, .4).id)
     with pytest.warns(UserWarning): assert len(sample_by_difficulty(hole[200:], .4)) == 0
@@ -139,9 +158,14 @@ def test_nested_rates():
 
 
 @pytest.mark.parametrize("change, arguments, message", [
-    (lambda d: d.drop(columns="rank_score"), {}, "no column 'rank_score'"), (lambda d: d.drop(columns="instruction_id"), {}, "no column 'instruction_id'"),
-    (lambda d: d.drop(columns="id"), {}, "no column 'id'"), (lambda d: d.assign(id="same"), {}, "more than once"),
-    (lambda d: d.assign(rank_score="hard"), {}, "must hold numbers"), (lambda d: d, dict(method="softly"), "Unknown method"), (lambda d: d, dict(by="topic"), "no column 'topic'")])
+    (lambda d: d.drop(columns="rank_score"), {}, "no column 'rank_score'"),
+    (lambda d: d.drop(columns="instruction_id"), {}, "no column 'instruction_id'"),
+    (lambda d: d.drop(columns="id"), {}, "no column 'id'"),
+    (lambda d: d.assign(id="same"), {}, "more than once"),
+    (lambda d: d.assign(rank_score="hard"), {}, "must hold numbers"),
+    (lambda d: d, dict(method="softly"), "Unknown method"),
+    (lambda d: d, dict(by="topic"), "no column 'topic'")
+])
 def test_bad_input(change, arguments, message):
     with pytest.raises(UserError, match=message): sample_by_difficulty(change(corpus()), .1, **arguments)
 
@@ -154,25 +178,45 @@ def test_a_hundred_thousand_rows_in_seconds():
     assert 9_000 < n < 11_000 and time.process_time() - begin < 15
 
 
-@given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 60), st.floats(0, 1), st.floats(0, 1), st.sampled_from(METHODS), st.booleans(), st.sampled_from([1, 3, 1000]))
+@given(
+    st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 60), st.floats(0, 1), st.floats(0, 1),
+    st.sampled_from(METHODS), st.booleans(), st.sampled_from([1, 3, 1000])
+)
 @hyp(max_examples=120, deadline=None)
 def test_any_selection_is_independent_of_order_and_well_formed(seed, n, groups, rate, a, method, exact, levels):
     "Groups of one row, ties (few levels of difficulty) and every rate and a, drawn together."
     rng = np.random.default_rng(seed)
-    d = pd.DataFrame(dict(id=[f"r{i}" for i in range(n)], instruction_id=rng.integers(0, groups, n).astype(str), rank_score=rng.integers(0, levels, n) / levels))
+    d = pd.DataFrame(dict(
+        id=[f"r{i}" for i in range(n)],
+        instruction_id=rng.integers(0, groups, n).astype(str),
+        rank_score=rng.integers(0, levels, n) / levels
+    ))
     t = selection(d, rate, method, a, seed=seed, exact=exact)
     p = rng.permutation(n)
     again = selection(d.iloc[p], rate, method, a, seed=seed, exact=exact)
     assert again.kept.to_numpy().tolist() == t.kept.to_numpy()[p].tolist()
-    assert t.probability.between(0, 1).all() and not t.kept[t.probability == 0].any() and (exact or t.kept[t.probability == 1].all())
+    assert (
+        t.probability.between(0, 1).all()
+        and not t.kept[t.probability == 0].any()
+        and (exact or t.kept[t.probability == 1].all())
+    )
     sizes = d.groupby("instruction_id")["id"].transform("size")
-    if method != "random": assert np.allclose(t["quantile"][sizes == 1], .5) and t["quantile"].between(0, 1, inclusive="neither").all()
+    if method != "random":
+        assert (
+            np.allclose(t["quantile"][sizes == 1], .5)
+            and t["quantile"].between(0, 1, inclusive="neither").all()
+        )
     if method == "hard":
-        for _, part in t.assign(g=d.instruction_id).groupby("g"): assert part.difficulty[part.kept].min() >= part.difficulty[~part.kept].max() or not 0 < part.kept.sum() < len(part)
+        for _, part in t.assign(g=d.instruction_id).groupby("g"):
+            assert (
+                part.difficulty[part.kept].min() >= part.difficulty[~part.kept].max()
+                or not 0 < part.kept.sum() < len(part)
+            )
     if method == "soft" and not exact: assert (t.kept == (t.draw < t.probability)).all()
 
 
 def test_another_measure_is_another_column_and_a_missing_one_is_named():
     d = corpus().rename(columns=dict(rank_score="ifd_score"))
     assert 80 < len(sample_by_difficulty(d, .3, column="ifd_score")) < 160
-    with pytest.raises(UserError, match="no column 'perplexity_score'.*ifd_score"): sample_by_difficulty(d, .3, column="perplexity_score")
+    with pytest.raises(UserError, match="no column 'perplexity_score'.*ifd_score"):
+        sample_by_difficulty(d, .3, column="perplexity_score")

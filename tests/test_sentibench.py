@@ -1,9 +1,13 @@
-"The benchmark: bad files end in one clear message, gold and scores equal a slow second implementation and numbers worked out by hand."
+"""The benchmark: bad files end in one clear message,
+gold and scores equal a slow second implementation and numbers worked out by hand."""
 import json
 import random
 from pathlib import Path
 import pytest
-from compeffdist.sentibench import (CATEGORIES, MAX_OUTPUT, TASKS, first_array, gold, judge, parse_array, parse_label, predictions, read_split, render, score)
+from compeffdist.sentibench import (
+    CATEGORIES, MAX_OUTPUT, TASKS, first_array, gold, judge, parse_array, parse_label, predictions, read_split,
+    render, score
+)
 from compeffdist.settings import UserError
 
 REAL = Path(__file__).parents[1].parent/"shared"/"data"/"sentibench"
@@ -20,7 +24,10 @@ def put(root, task, data, split="test"):
 def opinion(source="", target="", expression="", polarity="Positive", text=""):
     "An OpeNER opinion whose spans are found in the text."
     span = lambda s: [[s], [f"{text.index(s)}:{text.index(s) + len(s)}"]] if s else [[], []]
-    return dict(Source=span(source), Target=span(target), Polar_expression=span(expression), Polarity=polarity, Intensity="Standard")
+    return dict(
+        Source=span(source), Target=span(target), Polar_expression=span(expression),
+        Polarity=polarity, Intensity="Standard"
+    )
 
 
 GOOD = dict(sentence="a joy .", label="positive")
@@ -28,7 +35,10 @@ ASPECT = {"target": "soup", "category": "FOOD#QUALITY", "polarity": "positive", 
 
 
 @pytest.mark.parametrize("task, data, parts", [
-    ("sst2", b"\xef\xbb\xbf[{\"sentence\": \"caf\xe9\", \"label\": \"positive\"}]", ["UTF-8", "0xe9 at offset 21", "iconv"]),
+    (
+        "sst2", b"\xef\xbb\xbf[{\"sentence\": \"caf\xe9\", \"label\": \"positive\"}]",
+        ["UTF-8", "0xe9 at offset 21", "iconv"],
+    ),
     ("sst2", b'[{"sentence": "a", "label": ]', ["line 1", "column 29"]),
     ("sst2", b"[" * 200_000, ["nested too deeply"]),
     ("sst2", {"sentence": "a"}, ["dict", "array"]),
@@ -40,12 +50,28 @@ ASPECT = {"target": "soup", "category": "FOOD#QUALITY", "polarity": "positive", 
     ("sst2", [dict(GOOD, label="neutral")], ["'neutral'", "negative, positive"]),
     ("pstance", [dict(sentence="x", label="FAVOR")], ["'target'"]),
     ("pstance", [dict(sentence="x", label="FAVOR", target=" ")], ["target", "empty"]),
-    ("atsa_rest16", [dict(sentence="The soup.", aspects=[dict(ASPECT, polarity="mixed")])], ["aspects[0]", "'mixed'", "conflict"]),
+    (
+        "atsa_rest16", [dict(sentence="The soup.", aspects=[dict(ASPECT, polarity="mixed")])],
+        ["aspects[0]", "'mixed'", "conflict"],
+    ),
     ("atsa_rest16", [dict(sentence="The soup.", aspects=[dict(ASPECT, to="end")])], ["to = 'end'"]),
-    ("acsa_rest16", [dict(sentence="The soup.", aspects=[{"target": "soup", "polarity": "positive"}])], ["'category'"]),
+    (
+        "acsa_rest16", [dict(sentence="The soup.", aspects=[{"target": "soup", "polarity": "positive"}])],
+        ["'category'"],
+    ),
     ("atsa_rest16", [dict(sentence="The soup.", aspects=["soup"])], ["aspects[0]", "object"]),
-    ("asqp_rest16", [dict(sentence="The soup.", quards=[dict(aspect="soup", category="food quality", opinion="hot")])], ["quards[0]", "'sentiment'"]),
-    ("opener", [dict(sentence="So nice .", opinions=[dict(Source=[[], []], Target=[[], []], Polar_expression=[["nice"], ["3:70"]], Polarity="Positive")])], ["Polar_expression", "0 to 9"]),
+    (
+        "asqp_rest16",
+        [dict(sentence="The soup.", quards=[dict(aspect="soup", category="food quality", opinion="hot")])],
+        ["quards[0]", "'sentiment'"],
+    ),
+    (
+        "opener",
+        [dict(sentence="So nice .", opinions=[
+            dict(Source=[[], []], Target=[[], []], Polar_expression=[["nice"], ["3:70"]], Polarity="Positive"),
+        ])],
+        ["Polar_expression", "0 to 9"],
+    ),
 ])
 def test_a_wrong_file_says_what_is_wrong(tmp_path, task, data, parts):
     path = put(tmp_path, task, data)
@@ -64,7 +90,11 @@ def test_missing_empty_and_unknown(tmp_path):
 
 @pytest.mark.parametrize("bom", [True, False])
 def test_both_encodings_of_the_release_are_read(tmp_path, bom):
-    put(tmp_path, "intimacy", json.dumps([dict(sentence="né", label="Not Intimate")], ensure_ascii=False).encode("utf-8-sig" if bom else "utf-8"))
+    put(
+        tmp_path, "intimacy",
+        json.dumps([dict(sentence="né", label="Not Intimate")], ensure_ascii=False)
+        .encode("utf-8-sig" if bom else "utf-8")
+    )
     assert gold("intimacy", read_split(tmp_path, "intimacy", "test")[0]) == "not intimate"
 
 
@@ -79,35 +109,66 @@ def test_instructions_name_all_labels_and_fields():
 
 def test_gold_of_the_structured_task():
     text = "They tried to keep us happy ."
-    split = dict(Source=[["us"], ["19:21"]], Target=[[], []], Polar_expression=[["to keep", "happy"], ["11:18", "22:27"]], Polarity="Positive", Intensity="Strong")
+    split = dict(
+        Source=[["us"], ["19:21"]], Target=[[], []],
+        Polar_expression=[["to keep", "happy"], ["11:18", "22:27"]],
+        Polarity="Positive", Intensity="Strong"
+    )
     record = dict(sentence=text, opinions=[split])
-    assert gold("opener", record) == [dict(holder="us", target="NULL", sentiment_expression="to keep AND happy", sentiment_polarity="positive")]
+    assert gold("opener", record) == [dict(
+        holder="us", target="NULL", sentiment_expression="to keep AND happy", sentiment_polarity="positive"
+    )]
     nothing = dict(sentence=text, opinions=[])
-    assert gold("opener", nothing) == [] and json.loads(render("opener", nothing)) == [dict.fromkeys(TASKS["opener"].fields, "NULL")]
+    assert (
+        gold("opener", nothing) == []
+        and json.loads(render("opener", nothing)) == [dict.fromkeys(TASKS["opener"].fields, "NULL")]
+    )
 
 
 def test_atsa_gold_orders_spans_as_numbers_and_keeps_equal_pairs_at_other_places():
-    aspects = [dict(ASPECT, **{"from": "30", "to": "34"}), dict(ASPECT), dict(ASPECT, category="FOOD#PRICES"), dict(ASPECT, target="tea", **{"from": "12", "to": "15"})]
-    assert [g["aspect_term"] for g in gold("atsa_rest16", dict(sentence="", aspects=aspects))] == ["soup", "tea", "soup"]
+    aspects = [
+        dict(ASPECT, **{"from": "30", "to": "34"}),
+        dict(ASPECT),
+        dict(ASPECT, category="FOOD#PRICES"),
+        dict(ASPECT, target="tea", **{"from": "12", "to": "15"})
+    ]
+    assert [
+        g["aspect_term"] for g in gold("atsa_rest16", dict(sentence="", aspects=aspects))
+    ] == ["soup", "tea", "soup"]
 
 
 # ---- parsing
 
-@pytest.mark.parametrize("text", ["", None, "   ", "no", "[", "]", "][", "{}", '{"a": 1}', "null", "5", '"x"', "[" * 100_000, "[" * 30_000 + "]" * 30_000, '[{"a":' * 20_000,
-    "[" + "1" * 60_000 + "]", "x" * 1_000_000, "[" + "1," * MAX_OUTPUT + "1]", "\ud800[", "\x00[\x00]"])
+@pytest.mark.parametrize("text", [
+    "", None, "   ", "no", "[", "]", "][", "{}", '{"a": 1}', "null", "5", '"x"',
+    "[" * 100_000, "[" * 30_000 + "]" * 30_000, '[{"a":' * 20_000, "[" + "1" * 60_000 + "]",
+    "x" * 1_000_000, "[" + "1," * MAX_OUTPUT + "1]", "\ud800[", "\x00[\x00]"
+])
 def test_hopeless_text_is_no_prediction(text):
     items, status = parse_array(text)
     assert (items, status) == ([], "none")
     first_array(text or "")
     for task in TASKS.values():
-        record = dict(sentence="The soup .", label=(task.labels or ("",))[0], target="x", aspects=[ASPECT], quards=[], opinions=[])
+        record = dict(
+            sentence="The soup .", label=(task.labels or ("",))[0], target="x",
+            aspects=[ASPECT], quards=[], opinions=[]
+        )
         assert not judge(task, record, text)["n_pred"]
 
 
-@pytest.mark.parametrize("items", [[1, None, "x", [], {}], [{"aspect_term": None, "sentiment": 3}], [{"aspect_term": ["soup"], "sentiment": "positive"}], [[["deep"]]], [{"holder": {}, "target": 1, "sentiment_expression": [], "sentiment_polarity": True}]])
+@pytest.mark.parametrize("items", [
+    [1, None, "x", [], {}],
+    [{"aspect_term": None, "sentiment": 3}],
+    [{"aspect_term": ["soup"], "sentiment": "positive"}],
+    [[["deep"]]],
+    [{"holder": {}, "target": 1, "sentiment_expression": [], "sentiment_polarity": True}]
+])
 def test_items_of_any_shape_are_judged(items):
     for task in TASKS.values():
-        record = dict(sentence="The soup .", label=(task.labels or ("",))[0], aspects=[ASPECT], quards=[], opinions=[opinion(expression="soup", text="The soup .")])
+        record = dict(
+            sentence="The soup .", label=(task.labels or ("",))[0],
+            aspects=[ASPECT], quards=[], opinions=[opinion(expression="soup", text="The soup .")]
+        )
         assert judge(task, record, json.dumps(items))["pred_hits"] == 0
 
 
@@ -124,20 +185,33 @@ def test_labels_in_free_text():
     assert parse_label(irony, "NON-IRONY") == ("non-irony", "label")
     assert parse_label(irony, "There is no irony; non-irony fits.")[0] == "irony"
     assert parse_label(irony, "ironyx")[0] is None
-    assert parse_label(stance, "I would say: Favor!")[0] == "favor" and parse_label(stance, "I would say: Favor!", "strict")[0] is None
+    assert (
+        parse_label(stance, "I would say: Favor!")[0] == "favor"
+        and parse_label(stance, "I would say: Favor!", "strict")[0] is None
+    )
 
 
 # ---- scores by hand
 
-TWO = [dict(sentence="The soup was hot , the tea cold .", aspects=[dict(ASPECT, target="soup", polarity="positive"), dict(ASPECT, target="tea", polarity="negative", category="DRINKS#QUALITY", **{"from": "23", "to": "26"})]),
-       dict(sentence="We left .", aspects=[])]
+TWO = [
+    dict(sentence="The soup was hot , the tea cold .", aspects=[
+        dict(ASPECT, target="soup", polarity="positive"),
+        dict(ASPECT, target="tea", polarity="negative", category="DRINKS#QUALITY", **{"from": "23", "to": "26"})
+    ]),
+    dict(sentence="We left .", aspects=[])
+]
 
 
 def answer(*pairs, key="aspect_term"): return json.dumps([{key: a, "sentiment": s} for a, s in pairs])
 
 
 def test_micro_f1_by_hand():
-    outputs = [answer(("soup", "positive"), ("soup", "positive"), ("tea", "positive"), ("fish", "negative"), ("tea", "angry")), answer()]
+    outputs = [
+        answer(
+            ("soup", "positive"), ("soup", "positive"), ("tea", "positive"), ("fish", "negative"), ("tea", "angry")
+        ),
+        answer()
+    ]
     # 5 predictions, 2 of them (the repeated one) are gold; 1 of 2 gold tuples found
     s = score("atsa_rest16", TWO, outputs)
     assert (s["precision"], s["recall"]) == (2/5, 1/2) and s["f1"] == pytest.approx(2*.4*.5/.9)
@@ -149,21 +223,34 @@ def test_micro_f1_by_hand():
 def test_no_prediction_and_no_gold():
     s = score("atsa_rest16", TWO, ["", ""])
     assert (s["precision"], s["recall"], s["f1"], s["invalid"]) == (1, 0, 0, 2)
-    assert score("atsa_rest16", TWO[1:], ["[]"])["f1"] == 1 and score("atsa_rest16", TWO[1:], ["[]"], "strict")["f1"] == 0
+    assert (
+        score("atsa_rest16", TWO[1:], ["[]"])["f1"] == 1
+        and score("atsa_rest16", TWO[1:], ["[]"], "strict")["f1"] == 0
+    )
     assert score("opener", [dict(sentence="We left .", opinions=[])], ["[]"])["f1"] == 0
 
 
 def test_acsa_repeats_in_the_gold_count():
     record = dict(sentence="x", aspects=[dict(ASPECT), dict(ASPECT), dict(ASPECT, category="SERVICE#GENERAL")])
     one = [answer(("food quality", "positive"), key="aspect_category")]
-    assert score("acsa_rest16", [record], one)["recall"] == pytest.approx(2/3) and score("acsa_rest16", [record], one, "strict")["recall"] == 1/2
-    assert predictions(TASKS["acsa_rest16"], record, [{"aspect_category": " food quality ", "sentiment": "conflict"}]) == [None]
+    assert (
+        score("acsa_rest16", [record], one)["recall"] == pytest.approx(2/3)
+        and score("acsa_rest16", [record], one, "strict")["recall"] == 1/2
+    )
+    assert predictions(
+        TASKS["acsa_rest16"], record, [{"aspect_category": " food quality ", "sentiment": "conflict"}]
+    ) == [None]
 
 
 def test_asqp_drops_what_has_not_exactly_four_fields():
     quad = dict(aspect_term="soup", aspect_category="food quality", opinion="hot", sentiment="positive")
-    record = dict(sentence="hot soup", quards=[dict(aspect="soup", category="food quality", opinion="hot", sentiment="positive")])
-    s = score("asqp_rest16", [record], [json.dumps([quad, dict(quad, extra=1), {"aspect_term": "soup"}, dict(quad, sentiment="odd")])])
+    record = dict(
+        sentence="hot soup",
+        quards=[dict(aspect="soup", category="food quality", opinion="hot", sentiment="positive")]
+    )
+    s = score("asqp_rest16", [record], [json.dumps([
+        quad, dict(quad, extra=1), {"aspect_term": "soup"}, dict(quad, sentiment="odd")
+    ])])
     assert (s["precision"], s["recall"]) == (1/2, 1)
 
 
@@ -173,15 +260,20 @@ def graph(text, golds, preds):
 
 
 def test_an_empty_part_covers_nothing():
-    golds = [dict(Source=[["We"], ["0:2"]], Target=[[], []], Polar_expression=[["friendly"], ["8:16"]], Polarity="Positive")]
+    golds = [dict(
+        Source=[["We"], ["0:2"]], Target=[[], []], Polar_expression=[["friendly"], ["8:16"]], Polarity="Positive"
+    )]
     assert graph("We like friendly people .", golds, [("NULL", "", "", "positive")])["f1"] == 0
 
 
 def test_graph_f1_by_hand():
     text = "We loved the very friendly staff of this old hotel ."
     golds = [opinion("We", "staff", "very friendly", "Positive", text), opinion("", "hotel", "old", "Negative", text)]
-    # prediction 1: holder 1/1, target "the very friendly staff" 1/4, expression 1/1 -> 3/4; prediction 2: holder differs -> no match
-    s = graph(text, golds, [("We", "the very friendly staff", "friendly", "positive"), ("We", "hotel", "old", "negative")])
+    # prediction 1: holder 1/1, target "the very friendly staff" 1/4, expression 1/1 -> 3/4;
+    # prediction 2: holder differs -> no match
+    s = graph(text, golds, [
+        ("We", "the very friendly staff", "friendly", "positive"), ("We", "hotel", "old", "negative")
+    ])
     assert s["precision"] == pytest.approx((3/4)/2) and s["recall"] == pytest.approx((1 + 1 + 1/2)/3/2)
     # polarity must be equal; a part that the sentence lacks is left out; AND splits a target
     assert graph(text, golds, [("We", "staff", "very friendly", "negative")])["f1"] == 0
@@ -214,7 +306,16 @@ def slow_micro(golds, preds):
 def test_micro_f1_equals_a_slow_twin(seed):
     rng = random.Random(seed)
     terms, polarities = ["soup", "tea", "fish", "rice"], ["positive", "negative", "neutral", "angry"]
-    records = [dict(sentence="soup tea rice", aspects=[dict(ASPECT, target=rng.choice(terms[:2] + ["NULL"]), polarity=rng.choice(polarities[:3]), **{"from": str(j), "to": str(j + 1)}) for j in range(rng.randrange(4))]) for _ in range(12)]
+    records = [
+        dict(sentence="soup tea rice", aspects=[
+            dict(
+                ASPECT, target=rng.choice(terms[:2] + ["NULL"]), polarity=rng.choice(polarities[:3]),
+                **{"from": str(j), "to": str(j + 1)}
+            )
+            for j in range(rng.randrange(4))
+        ])
+        for _ in range(12)
+    ]
     said = [[(rng.choice(terms), rng.choice(polarities)) for _ in range(rng.randrange(4))] for _ in records]
     golds = [[(a["target"], a["polarity"]) for a in r["aspects"] if a["target"] != "NULL"] for r in records]
     valid = [[t if t[0] != "fish" and t[1] != "angry" else "wrong" for t in ts] for ts in said]
@@ -232,7 +333,8 @@ def slow_graph(text, golds, preds):
         weight = 0
         for x in a:
             hits = [y for y in b if all(x[k] & y[k] for k in range(3))]
-            if any(y[3] == x[3] for y in hits): weight += max(sum(len(x[k] & y[k])/len(x[k]) for k in range(3))/3 for y in hits)
+            if any(y[3] == x[3] for y in hits):
+                weight += max(sum(len(x[k] & y[k])/len(x[k]) for k in range(3))/3 for y in hits)
         return weight/len(a) if a else 0
     p, r = total(side(preds), side(golds)), total(side(golds), side(preds))
     return p, r, 2*p*r/(p + r) if p + r else 0
@@ -246,9 +348,15 @@ def test_graph_f1_equals_a_slow_twin(seed):
     def phrase(empty):
         if empty and rng.random() < .4: return ""
         b = rng.randrange(8); return " ".join(words[b:b + rng.randint(1, 3)])
-    draw = lambda: [(phrase(1), phrase(1), phrase(0), rng.choice(["positive", "negative"])) for _ in range(rng.randrange(5))]
+    draw = lambda: [
+        (phrase(1), phrase(1), phrase(0), rng.choice(["positive", "negative"])) for _ in range(rng.randrange(5))
+    ]
     golds, preds = draw(), draw()
-    s = graph(text, [opinion(h, t, e, p.title(), text) for h, t, e, p in golds], [(h or "NULL", t or "NULL", e, p) for h, t, e, p in preds])
+    s = graph(
+        text,
+        [opinion(h, t, e, p.title(), text) for h, t, e, p in golds],
+        [(h or "NULL", t or "NULL", e, p) for h, t, e, p in preds]
+    )
     assert (s["precision"], s["recall"], s["f1"]) == pytest.approx(slow_graph(text, golds, preds))
 
 
@@ -268,12 +376,23 @@ def test_score_refuses_what_does_not_pair_up():
     with pytest.raises(UserError, match="do not pair up"): score("sst2", [GOOD], [])
     with pytest.raises(UserError, match="do not pair up"): score("sst2", [], [])
     with pytest.raises(UserError, match="1 gold records and 3 outputs"): score("sst2", [GOOD], ["positive"] * 3)
-    with pytest.raises(UserError, match="3 gold records and 1 outputs"): score("atsa_rest16", [dict(sentence="a", aspects=[])] * 3, ["[]"])
+    with pytest.raises(UserError, match="3 gold records and 1 outputs"):
+        score("atsa_rest16", [dict(sentence="a", aspects=[])] * 3, ["[]"])
     with pytest.raises(UserError, match="official, strict"): score("sst2", [GOOD], ["positive"], "lenient")
 
 
-@pytest.mark.parametrize("task, bad, says", [("sst2", dict(sentence="a", label="meh"), "label = 'meh' is not allowed. Allowed .any case.: negative, positive"), ("sst2", dict(sentence="a"), "no field 'label'"),
-    ("atsa_rest16", dict(sentence="The soup", aspects=[dict(ASPECT, polarity="mixed")]), r"aspects\[0\]: polarity = 'mixed'"), ("sst2", "positive", "not an object")])
+@pytest.mark.parametrize("task, bad, says", [
+    (
+        "sst2", dict(sentence="a", label="meh"),
+        "label = 'meh' is not allowed. Allowed .any case.: negative, positive"
+    ),
+    ("sst2", dict(sentence="a"), "no field 'label'"),
+    (
+        "atsa_rest16", dict(sentence="The soup", aspects=[dict(ASPECT, polarity="mixed")]),
+        r"aspects\[0\]: polarity = 'mixed'"
+    ),
+    ("sst2", "positive", "not an object")
+])
 def test_gold_outside_the_set_is_named_by_its_index(task, bad, says):
     good = GOOD if task == "sst2" else dict(sentence="The soup", aspects=[ASPECT])
     with pytest.raises(UserError, match=f"gold record 2.*{says}"): score(task, [good, good, bad], ["[]"] * 3)
@@ -284,19 +403,35 @@ def test_gold_outside_the_set_is_named_by_its_index(task, bad, says):
 @needs_real
 @pytest.mark.parametrize("task", list(TASKS))
 def test_real_gold_as_output(task):
-    """Gold written as an answer is perfect but for two tasks: ASQP has gold with a stray blank, which is stripped from answers
-    only; in the structured task a predicted span is put at its first occurrence and may end inside a token."""
+    """Gold written as an answer is perfect but for two tasks:
+    ASQP has gold with a stray blank, which is stripped from answers only;
+    in the structured task a predicted span is put at its first occurrence and may end inside a token."""
     records = read_split(REAL, task, "test")
     s = score(task, records, [render(task, r) for r in records])
     assert s["n_items"] == len(records) and s["invalid"] == 0
     assert s["f1"] == pytest.approx({"asqp_rest16": 0.9962453066, "opener": 0.9418967910}.get(task, 1))
-    if not TASKS[task].labels: assert score(task, [r for r in records if gold(task, r)], [render(task, r) for r in records if gold(task, r)], "strict")["f1"] == 1
-    cut = score(task, records, [first_array(render(task, r)[:-2] + "\n\nSentence: more [") for r in records]) if not TASKS[task].labels else s
+    if not TASKS[task].labels:
+        assert score(
+            task, [r for r in records if gold(task, r)],
+            [render(task, r) for r in records if gold(task, r)], "strict"
+        )["f1"] == 1
+    cut = (
+        score(task, records, [first_array(render(task, r)[:-2] + "\n\nSentence: more [") for r in records])
+        if not TASKS[task].labels
+        else s
+    )
     assert cut["precision"] > .9
 
 
 @needs_real
 def test_real_sizes_and_categories():
-    assert [len(read_split(REAL, t, "test")) for t in TASKS] == [1000, 1000, 1821, 1000, 784, 1421, 2157, 396, 676, 676, 544, 499]
-    seen = {g["aspect_category"] for s in ("train", "test") for r in read_split(REAL, "acsa_rest16", s) for g in gold("acsa_rest16", r)}
+    assert [len(read_split(REAL, t, "test")) for t in TASKS] == [
+        1000, 1000, 1821, 1000, 784, 1421, 2157, 396, 676, 676, 544, 499
+    ]
+    seen = {
+        g["aspect_category"]
+        for s in ("train", "test")
+        for r in read_split(REAL, "acsa_rest16", s)
+        for g in gold("acsa_rest16", r)
+    }
     assert seen == set(CATEGORIES)

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 from compeffdist.sentibench import TASKS, judge, summarise
 from compeffdist.settings import UserError
-from compeffdist.stats import by_task, compare, detectable, fold, interval, mcnemar, mean_interval, mean_sd, paired, resamples, vectors
+from compeffdist.stats import (
+    by_task, compare, detectable, fold, interval, mcnemar,
+    mean_interval, mean_sd, paired, resamples, vectors,
+)
 
 LABELS = TASKS["twitter"].labels
 
@@ -13,32 +16,56 @@ LABELS = TASKS["twitter"].labels
 def classified(n, accuracy, seed, seeds=(42,)):
     rng = random.Random(seed)
     truth = [random.Random(i).choice(LABELS) for i in range(n)]
-    return [dict(task="twitter", item=i, seed=s, gold=t, parsed=t if rng.random() < accuracy else rng.choice([*LABELS, None])) for s in seeds for i, t in enumerate(truth)]
+    return [
+        dict(
+            task="twitter", item=i, seed=s,
+            gold=t, parsed=t if rng.random() < accuracy else rng.choice([*LABELS, None]),
+        )
+        for s in seeds
+        for i, t in enumerate(truth)
+    ]
 
 
 def extracted(n, seed, task="atsa_rest16"):
     rng, rows = random.Random(seed), []
     for i in range(n):
         g, p = rng.randrange(4), rng.randrange(4)
-        rows.append(dict(task=task, item=i, seed=42, n_gold=float(g), n_pred=float(p), gold_hits=float(min(g, p)), pred_hits=float(min(g, p))))
+        rows.append(dict(
+            task=task, item=i, seed=42,
+            n_gold=float(g), n_pred=float(p),
+            gold_hits=float(min(g, p)), pred_hits=float(min(g, p)),
+        ))
     return rows
 
 
 def test_fold_is_the_scorers_f1():
     from sklearn.metrics import f1_score
     rows = classified(80, .6, 1)
-    want = f1_score([r["gold"] for r in rows], [r["parsed"] or "none" for r in rows], labels=list(LABELS), average="macro")
+    want = f1_score(
+        [r["gold"] for r in rows],
+        [r["parsed"] or "none" for r in rows],
+        labels=list(LABELS), average="macro",
+    )
     assert fold("twitter", vectors("twitter", rows)[0].sum(0))[0] == pytest.approx(want)
-    record = dict(sentence="The soup .", aspects=[{"target": "soup", "category": "FOOD#QUALITY", "polarity": "positive"}])
+    record = dict(
+        sentence="The soup .",
+        aspects=[{"target": "soup", "category": "FOOD#QUALITY", "polarity": "positive"}],
+    )
     outputs = ['[{"aspect_term": "soup", "sentiment": "positive"}, {"x": 1}]', "[]", ""]
     judged = [judge("atsa_rest16", record, o) for o in outputs]
     rows = [dict(j, item=i, seed=1) for i, j in enumerate(judged)]
     for rules in ("official", "strict"):
         for part in (rows, rows[1:]):
-            assert fold("atsa_rest16", vectors("atsa_rest16", part)[0].sum(0), rules)[0] == pytest.approx(summarise("atsa_rest16", part, rules)["f1"])
+            assert fold("atsa_rest16", vectors("atsa_rest16", part)[0].sum(0), rules)[0] == pytest.approx(
+                summarise("atsa_rest16", part, rules)["f1"]
+            )
 
 
-@pytest.mark.parametrize("task, rows", [("twitter", classified(150, .7, 2, (42, 52))), ("atsa_rest16", extracted(150, 3)), ("opener", extracted(150, 4, "opener"))])
+@pytest.mark.parametrize("task, rows", [
+    ("twitter", classified(150, .7, 2, (42, 52))),
+    ("atsa_rest16", extracted(150, 3)),
+    ("opener", extracted(150, 4, "opener")),
+])
 def test_interval_equals_a_slow_bootstrap(task, rows):
     table, items = vectors(task, rows)
     rng, slow = np.random.default_rng(0), []
@@ -62,14 +89,22 @@ def test_paired_is_sharper_than_unpaired_and_knows_no_difference():
     b = [dict(r, parsed=r["gold"] if r["item"] % 25 == 0 else r["parsed"]) for r in a] # A, and a few more right
     r = paired("twitter", b, a, 4000)
     alone = interval("twitter", a, 4000)
-    assert r["difference"] > 0 and 0 <= r["low"] and r["high"] - r["low"] < (alone["high"] - alone["low"])/2 and r["p"] < .1
+    assert (
+        r["difference"] > 0
+        and 0 <= r["low"]
+        and r["high"] - r["low"] < (alone["high"] - alone["low"])/2
+        and r["p"] < .1
+    )
     assert paired("twitter", a, b, 4000)["difference"] == pytest.approx(-r["difference"])
     same = paired("twitter", a, a, 500)
     assert (same["difference"], same["p"], same["low"], same["high"]) == (0, 1, 0, 0)
 
 
 def test_false_alarms_are_rare():
-    hits = sum(paired("twitter", classified(120, .7, 100 + i), classified(120, .7, 900 + i), 400)["p"] < .05 for i in range(60))
+    hits = sum(
+        paired("twitter", classified(120, .7, 100 + i), classified(120, .7, 900 + i), 400)["p"] < .05
+        for i in range(60)
+    )
     assert hits <= 9 # expected 3
 
 
@@ -104,7 +139,8 @@ def test_bad_input():
     rows = classified(10, .5, 1, (42, 52))
     with pytest.raises(UserError, match="do not cover"): vectors("twitter", rows[:-1])
     with pytest.raises(UserError, match="do not cover"): vectors("twitter", [])
-    with pytest.raises(UserError, match="different items"): paired("twitter", rows, [dict(r, item=r["item"] + 1) for r in rows])
+    with pytest.raises(UserError, match="different items"):
+        paired("twitter", rows, [dict(r, item=r["item"] + 1) for r in rows])
     with pytest.raises(UserError, match="same items"): mcnemar([1], [1, 0])
 
 

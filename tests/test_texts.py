@@ -23,7 +23,10 @@ def bench(tmp_path_factory):
 
 
 def settings_of(tmp_path, **changes):
-    return load_settings("tiny", outputs=str(tmp_path/"out"), **{**dict(benchmark_train=6, benchmark_test=6, texts_total=40), **changes})
+    return load_settings(
+        "tiny", outputs=str(tmp_path/"out"),
+        **{**dict(benchmark_train=6, benchmark_test=6, texts_total=40), **changes},
+    )
 
 
 def test_embedded_stages_cache_and_leave_labels_out(tmp_path):
@@ -50,7 +53,10 @@ def test_folder_stage_reads_the_users_folder_and_notices_a_change(tmp_path, benc
     path = folder/"sc/imdb/test.json"
     rows = json.loads(path.read_text(encoding="utf-8-sig"))
     train = json.loads((folder/"sc/imdb/train.json").read_text(encoding="utf-8-sig"))
-    path.write_text(json.dumps(rows + [dict(sentence=train[0]["sentence"].upper(), label="positive")]), encoding="utf-8-sig")
+    path.write_text(
+        json.dumps(rows + [dict(sentence=train[0]["sentence"].upper(), label="positive")]),
+        encoding="utf-8-sig",
+    )
     assert not t.benchmark_stage(s, Store(s)).cached
     again = t.texts_stage(s, Store(s))
     assert again.counts["exact"] == 1 and train[0]["sentence"] not in Store(s).rows("texts", "texts.parquet")["text"]
@@ -59,7 +65,11 @@ def test_folder_stage_reads_the_users_folder_and_notices_a_change(tmp_path, benc
 def slow_decontaminate(rows, tests, n, threshold):
     "The obvious twin: every pair compared."
     sets = {t.normalise(x): t.shingles(t.normalise(x), n) for x in tests}
-    return [r for r in rows if t.normalise(r["text"]) not in sets and max(t.jaccard(t.shingles(t.normalise(r["text"]), n), s) for s in sets.values()) < threshold]
+    return [
+        r for r in rows
+        if t.normalise(r["text"]) not in sets
+        and max(t.jaccard(t.shingles(t.normalise(r["text"]), n), s) for s in sets.values()) < threshold
+    ]
 
 
 def test_decontaminate_agrees_with_all_pairs():
@@ -86,7 +96,10 @@ def test_decontaminate_short_and_empty_inputs():
 
 
 def test_clean_keeps_the_first_and_counts():
-    kept, counts = t.clean([dict(text="A b."), dict(text=""), dict(text=None), dict(text="a  B"), dict(text="!!!"), dict(text="!!!")])
+    kept, counts = t.clean([
+        dict(text="A b."), dict(text=""), dict(text=None),
+        dict(text="a  B"), dict(text="!!!"), dict(text="!!!"),
+    ])
     assert [r["text"] for r in kept] == ["A b.", "!!!"] and counts == dict(empty=2, duplicates=2)
 
 
@@ -108,12 +121,30 @@ def edit(folder, place, change):
 
 
 CASES = {
-    "missing file": (lambda f: (f/"sc/sst2/test.json").unlink(), ["sst2", "test.json"]),
-    "bad JSON": (lambda f: (f/"sc/sst2/test.json").write_text('[{"sentence": "a",', encoding="utf-8"), ["sst2", "test.json"]),
-    "not UTF-8": (lambda f: (f/"sc/sst2/test.json").write_bytes(b'[{"sentence": "caf\xe9", "label": "positive"}]'), ["test.json", "UTF-8"]),
-    "missing field": (lambda f: edit(f, "sc/sst2/train.json", lambda r: r[2].pop("sentence")), ["sst2", "record 2", "sentence"]),
-    "unknown label": (lambda f: edit(f, "multifaced/irony18/test.json", lambda r: r[3].update(label="sarcasm")), ["irony18", "record 3", "sarcasm"]),
-    "empty text": (lambda f: edit(f, "sc/imdb/train.json", lambda r: r[1].update(sentence="  ")), ["imdb", "record 1"]),
+    "missing file": (
+        lambda f: (f/"sc/sst2/test.json").unlink(),
+        ["sst2", "test.json"],
+    ),
+    "bad JSON": (
+        lambda f: (f/"sc/sst2/test.json").write_text('[{"sentence": "a",', encoding="utf-8"),
+        ["sst2", "test.json"],
+    ),
+    "not UTF-8": (
+        lambda f: (f/"sc/sst2/test.json").write_bytes(b'[{"sentence": "caf\xe9", "label": "positive"}]'),
+        ["test.json", "UTF-8"],
+    ),
+    "missing field": (
+        lambda f: edit(f, "sc/sst2/train.json", lambda r: r[2].pop("sentence")),
+        ["sst2", "record 2", "sentence"],
+    ),
+    "unknown label": (
+        lambda f: edit(f, "multifaced/irony18/test.json", lambda r: r[3].update(label="sarcasm")),
+        ["irony18", "record 3", "sarcasm"],
+    ),
+    "empty text": (
+        lambda f: edit(f, "sc/imdb/train.json", lambda r: r[1].update(sentence="  ")),
+        ["imdb", "record 1"],
+    ),
 }
 
 
@@ -158,7 +189,11 @@ def test_hub_texts_draws_equally_and_checks_the_column(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     rows = t._hub_texts(["a/b:text@v1", "c/d/e:text", "c/d/f:text"], 30, 1) # two configurations of one data set
     assert asked == [("a/b", None, "train", "v1"), ("c/d", "e", "train", None), ("c/d", "f", "train", None)]
-    assert len(rows) == 30 and [sum(r["domain"] == d for r in rows) for d in ("a/b", "c/d/e", "c/d/f")] == [10, 10, 10] and len({r["id"] for r in rows}) == 30
+    assert (
+        len(rows) == 30
+        and [sum(r["domain"] == d for r in rows) for d in ("a/b", "c/d/e", "c/d/f")] == [10, 10, 10]
+        and len({r["id"] for r in rows}) == 30
+    )
     assert [r["text"] for r in rows[10:20]] != [r["text"] for r in rows[20:]]
     with pytest.raises(UserError, match="no column 'body'"): t._hub_texts(["a/b:body"], 5, 1)
     with pytest.raises(UserError, match="texts_hub"): t._hub_texts([], 5, 1)
@@ -171,6 +206,10 @@ def test_real_sentibench_texts():
     kept, counts = t.clean(rows)
     assert counts["empty"] == 0 and 3000 < counts["duplicates"] < 3500
     short = [r for r in kept if r["id"].startswith(("opener", "asqp_rest16"))]
-    tests = [r["sentence"] for task in ("opener", "asqp_rest16", "atsa_rest16") for r in read_split(REAL, task, "test")]
+    tests = [
+        r["sentence"]
+        for task in ("opener", "asqp_rest16", "atsa_rest16")
+        for r in read_split(REAL, task, "test")
+    ]
     left, dropped = t.decontaminate(short, tests)
     assert len(left) + len(dropped) == len(short) and dropped and get_task("opener").folder == "absa/opener"

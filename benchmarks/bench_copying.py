@@ -4,7 +4,6 @@
 three that the package ships. Adds to benchmarks/results/copying.json and .md; rows of other names stay.
 """
 import random, sys
-from pathlib import Path
 import numpy as np, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from compeffdist import grammar

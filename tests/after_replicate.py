@@ -1,6 +1,5 @@
 "Checks on what `make replicate` left in outputs/tiny; run by .ci/run after it (not collected by pytest's own search)."
 import json, re
-from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from compeffdist.replicate import notebooks
 from compeffdist.sentibench import TASKS
@@ -20,19 +19,26 @@ def test_every_notebook_was_executed_without_error():
     assert list(MANIFEST["notebooks"]) == [p.stem for p in notebooks()]
 
 def test_the_second_run_opened_nothing_and_took_less_than_two_minutes():
-    assert MANIFEST["stages_built"] == [] and MANIFEST["unchanged"] == [p.stem for p in notebooks()] and MANIFEST["seconds"] < 120
+    assert (
+        MANIFEST["stages_built"] == []
+        and MANIFEST["unchanged"] == [p.stem for p in notebooks()]
+        and MANIFEST["seconds"] < 120)
 
 def test_every_system_has_every_task_and_seed():
     table = results(SETTINGS, STORE)
     assert set(table.task) == set(TASKS) and len(TASKS) == 12
     seeds = lambda shots: len(SETTINGS.eval_seeds) if shots else 1
-    assert len(table) == sum(12 * seeds(SETTINGS.shots if s.shots is None else s.shots) for s in systems(SETTINGS)) and table.score.between(0, 1).all()
+    assert (
+        len(table) == sum(12 * seeds(SETTINGS.shots if s.shots is None else s.shots) for s in systems(SETTINGS))
+        and table.score.between(0, 1).all())
 
 @pytest.fixture(scope="module")
 def average(): return results(SETTINGS, STORE).groupby(["family", "system"]).score.mean() * 100
 
 def test_distillation_teaches_every_family(average):
-    "The first of two targets, 15 points over base, on average over the families (one training run each, so a single one gets 5 points of slack). The second, 75 % of the teacher, is not reached and not asserted."
+    """The first of two targets, 15 points over base, on average over the families
+    (one training run each, so a single one gets 5 points of slack).
+    The second, 75 % of the teacher, is not reached and not asserted."""
     gain = pd.Series({f: average[f, "distilled"] - average[f, "base"] for f in SETTINGS.families})
     assert gain.mean() >= 15 and gain.min() >= 10, average
 
@@ -74,4 +80,6 @@ def test_every_distilled_student_lies_ready_with_its_card():
     from compeffdist.predict import SentimentAnalyzer
     for family in SETTINGS.families:
         folder = STORE.root/"students"/f"{family}-distilled"
-        assert "## Scores" in (folder/"README.md").read_text(encoding="utf-8") and SentimentAnalyzer.from_pretrained(folder).polarity(["I love this place."])[0].score > 0
+        assert (
+            "## Scores" in (folder/"README.md").read_text(encoding="utf-8")
+            and SentimentAnalyzer.from_pretrained(folder).polarity(["I love this place."])[0].score > 0)

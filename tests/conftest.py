@@ -4,7 +4,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1") # one thread a worker: the workers share the cores
+# one thread a worker: the workers share the cores
+if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(autouse=True)
 def environment():
@@ -14,7 +15,9 @@ def environment():
     for name in set(os.environ) - set(before): del os.environ[name]
     os.environ.update(before)
 
-CHAT = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+CHAT = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}")
 CONTEXT = 512
 
 
@@ -24,13 +27,23 @@ def build_checkpoint(folder):
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
     bpe = ByteLevelBPETokenizer()
-    text = ["The soup was superb and the staff friendly.", "A dull film with a clever ending, sadly.", '{"aspect": "battery", "sentiment": "negative"}'] * 20
-    bpe.train_from_iterator(text, vocab_size=400, min_frequency=1, show_progress=False, special_tokens=["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|end|>", pad_token="<|pad|>", additional_special_tokens=["<|user|>", "<|assistant|>"])
+    text = [
+        "The soup was superb and the staff friendly.",
+        "A dull film with a clever ending, sadly.",
+        '{"aspect": "battery", "sentiment": "negative"}'] * 20
+    bpe.train_from_iterator(
+        text, vocab_size=400, min_frequency=1, show_progress=False,
+        special_tokens=["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, eos_token="<|end|>", pad_token="<|pad|>",
+        additional_special_tokens=["<|user|>", "<|assistant|>"])
     tokenizer.chat_template = CHAT
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-                         head_dim=32, max_position_embeddings=CONTEXT, initializer_range=0.2, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=32,
+        max_position_embeddings=CONTEXT, initializer_range=0.2,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
     LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

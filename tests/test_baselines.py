@@ -14,7 +14,8 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_task_gets_a_judgeable_answer(folder, name):
-    rows = list(evaluate(Baseline(name, folder), shots=0, seeds=[1], limit=20, folder=folder, settings=load_settings("tiny")))
+    rows = list(evaluate(
+        Baseline(name, folder), shots=0, seeds=[1], limit=20, folder=folder, settings=load_settings("tiny")))
     assert len(rows) == 12 * 20 and {r["status"] for r in rows} <= {"json", "label"}
     assert {s["task"] for s in summary(rows)} == set(TASKS)
 

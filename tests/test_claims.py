@@ -3,8 +3,9 @@ import io, random, subprocess
 from pathlib import Path
 import pandas as pd
 import pytest
-from compeffdist.claims import ABSENT, CLAIMS, FAILS, HOLDS, OPEN, check_prose, check_table, decide, ledger, most, short_of_paper, systems_named, unbacked
-from compeffdist.evaluate import summary
+from compeffdist.claims import (
+    ABSENT, CLAIMS, FAILS, HOLDS, OPEN,
+    check_prose, check_table, decide, ledger, most, short_of_paper, systems_named, unbacked)
 from compeffdist.sentibench import TASKS
 from compeffdist.settings import UserError, load_settings, project_root
 from compeffdist.stats import fold, mean_paired, vectors
@@ -20,8 +21,15 @@ def answers(accuracy, n=60, tasks=TASKS, seed=0):
             right = rng.random() < accuracy
             if t.labels:
                 gold = t.labels[i % len(t.labels)]
-                rows.append(dict(task=t.name, group=t.group, seed=42, item=i, gold=gold, parsed=gold if right else t.labels[(i + 1) % len(t.labels)], n_pred=1., pred_hits=float(right), n_gold=1., gold_hits=float(right)))
-            else: rows.append(dict(task=t.name, group=t.group, seed=42, item=i, gold="", parsed="", n_pred=1., pred_hits=float(right), n_gold=1., gold_hits=float(right)))
+                rows.append(dict(
+                    task=t.name, group=t.group, seed=42, item=i,
+                    gold=gold, parsed=gold if right else t.labels[(i + 1) % len(t.labels)],
+                    n_pred=1., pred_hits=float(right), n_gold=1., gold_hits=float(right)))
+            else:
+                rows.append(dict(
+                    task=t.name, group=t.group, seed=42, item=i,
+                    gold="", parsed="",
+                    n_pred=1., pred_hits=float(right), n_gold=1., gold_hits=float(right)))
     return rows
 
 @pytest.fixture
@@ -32,11 +40,16 @@ def run(tmp_path):
         store = Store(settings)
         for k, (name, a) in enumerate(accuracy.items()):
             rows = a if isinstance(a, list) else answers(a, seed=k)
-            store.stage(f"evaluation-{name.replace('_', '-')}", lambda out, work: write_rows(out/"items.parquet", rows) or {}, params=dict(k=str(a)[:20]))
+            store.stage(
+                f"evaluation-{name.replace('_', '-')}",
+                lambda out, work: write_rows(out/"items.parquet", rows) or {},
+                params=dict(k=str(a)[:20]))
         return settings, store, ledger(settings, store).set_index(["claim", "family"])
     return make
 
-@pytest.mark.parametrize("low, high, bound, word", [(.01, .2, 0, HOLDS), (0, .2, 0, OPEN), (-.3, 0, 0, FAILS), (-.019, .1, -.02, HOLDS), (-.02, .1, -.02, OPEN), (-.2, -.03, -.02, FAILS)])
+@pytest.mark.parametrize("low, high, bound, word", [
+    (.01, .2, 0, HOLDS), (0, .2, 0, OPEN), (-.3, 0, 0, FAILS),
+    (-.019, .1, -.02, HOLDS), (-.02, .1, -.02, OPEN), (-.2, -.03, -.02, FAILS)])
 def test_an_interval_decides_by_its_side_of_the_bound(low, high, bound, word): assert decide(low, high, bound) == word
 
 def test_most_is_more_than_half_whatever_the_undecided_become():
@@ -47,9 +60,15 @@ def test_most_is_more_than_half_whatever_the_undecided_become():
             assert most([HOLDS]*held + [FAILS]*failed + [OPEN]*(12 - held - failed)) == want
 
 def test_mean_paired_is_the_mean_of_the_tasks_differences():
-    a, b = answers(.9, 200, ["sst2", "twitter", "atsa_rest16"], 1), answers(.7, 200, ["sst2", "twitter", "atsa_rest16"], 2)
+    a, b = (
+        answers(.9, 200, ["sst2", "twitter", "atsa_rest16"], 1),
+        answers(.7, 200, ["sst2", "twitter", "atsa_rest16"], 2))
     got = mean_paired(a, b, 2000)
-    seen = [[fold(t, vectors(t, [r for r in rows if r["task"] == t])[0].sum(0)).mean() for t in ("sst2", "twitter", "atsa_rest16")] for rows in (a, b)]
+    seen = [
+        [
+            fold(t, vectors(t, [r for r in rows if r["task"] == t])[0].sum(0)).mean()
+            for t in ("sst2", "twitter", "atsa_rest16")]
+        for rows in (a, b)]
     assert got["difference"] == pytest.approx(sum(x - y for x, y in zip(*seen)) / 3)
     assert got["low"] < got["difference"] < got["high"] and mean_paired(a, a, 200)["p"] == 1.0
     with pytest.raises(UserError, match="different tasks"): mean_paired(a, [r for r in b if r["task"] != "sst2"], 10)
@@ -61,8 +80,12 @@ def test_nothing_is_filled_in_for_a_system_that_was_not_run(run):
 def test_the_pipeline_is_judged_and_the_paper_is_not(run):
     _, _, rows = run(llama_base=.3, llama_distilled=.9, teacher_teacher=.92)
     gain, near = rows.loc[("families", "llama")], rows.loc[("teacher", "llama")]
-    assert gain.here == HOLDS and gain.difference > .3 and gain.verdict == "not testable at this scale" and "stand-in" in gain.why
-    assert rows.loc[("families", "qwen3")].here == ABSENT and near.tasks == 12 and near.tasks_held + near.tasks_failed <= 12
+    assert (
+        gain.here == HOLDS and gain.difference > .3
+        and gain.verdict == "not testable at this scale" and "stand-in" in gain.why)
+    assert (
+        rows.loc[("families", "qwen3")].here == ABSENT
+        and near.tasks == 12 and near.tasks_held + near.tasks_failed <= 12)
     assert not set(rows.verdict) & {"replicated", "not replicated"}
 
 def test_a_loss_is_said_and_a_wide_interval_is_undecided(run):
@@ -70,42 +93,69 @@ def test_a_loss_is_said_and_a_wide_interval_is_undecided(run):
     assert rows.loc[("enough", "llama")].here == FAILS and rows.loc[("difficulty", "llama")].here in (OPEN, FAILS)
 
 def test_at_the_papers_scale_a_verdict_is_given(run):
-    settings, store, rows = run("paper", llama_base=.3, llama_distilled=.9, teacher_teacher=.3, **{"llama_two-stage": .88, "llama_difficulty-10": .5})
-    assert rows.loc[("families", "llama")].verdict == "replicated" and rows.loc[("teacher", "llama")].verdict == "replicated"
-    assert rows.loc[("tenth", "llama")].verdict == "not replicated" and rows.loc[("understanding", "")].verdict == "not testable"
+    settings, store, rows = run(
+        "paper", llama_base=.3, llama_distilled=.9, teacher_teacher=.3,
+        **{"llama_two-stage": .88, "llama_difficulty-10": .5})
+    assert (
+        rows.loc[("families", "llama")].verdict == "replicated"
+        and rows.loc[("teacher", "llama")].verdict == "replicated")
+    assert (
+        rows.loc[("tenth", "llama")].verdict == "not replicated"
+        and rows.loc[("understanding", "")].verdict == "not testable")
 
 def test_the_earlier_method_on_a_part_of_the_rows_is_no_yardstick(run):
-    accuracies = dict(llama_base=.3, llama_distilled=.9, **{"llama_difficulty-10": .5, "llama_knowdist-10": .3, "llama_two-stage-10": .5, "llama_knowdist": .3, "llama_two-stage": .5})
+    accuracies = dict(llama_base=.3, llama_distilled=.9, **{
+        "llama_difficulty-10": .5, "llama_knowdist-10": .3, "llama_two-stage-10": .5,
+        "llama_knowdist": .3, "llama_two-stage": .5})
     for profile, measured in (("tiny", False), ("paper", True)):
         _, _, rows = run(profile, **accuracies)
         for claim in ("tenth", "comprehensive", "two-stage", "both stages"):
             row = rows.loc[(claim, "llama")]
-            assert (row.here != ABSENT) is measured and row.why.startswith("not run in this profile: two-stage") is not measured
+            assert (
+                (row.here != ABSENT) is measured
+                and row.why.startswith("not run in this profile: two-stage") is not measured)
 
-@pytest.mark.parametrize("change, says", [(dict(teacher_model="Qwen/Qwen3-8B"), "Qwen3-8B"), (dict(student_model_llama="x/y"), "x/y"), (dict(student_source="build"), "stand-ins"), (dict(eval_limit=10), "a part of"), (dict(sentibench="embedded"), "embedded corpus"), (dict(teacher_backend="embedded"), "rule-based")])
-def test_what_is_smaller_than_the_paper_is_named(change, says): assert says in short_of_paper(load_settings("paper", **change), "llama")
+@pytest.mark.parametrize("change, says", [
+    (dict(teacher_model="Qwen/Qwen3-8B"), "Qwen3-8B"), (dict(student_model_llama="x/y"), "x/y"),
+    (dict(student_source="build"), "stand-ins"), (dict(eval_limit=10), "a part of"),
+    (dict(sentibench="embedded"), "embedded corpus"), (dict(teacher_backend="embedded"), "rule-based")])
+def test_what_is_smaller_than_the_paper_is_named(change, says):
+    assert says in short_of_paper(load_settings("paper", **change), "llama")
 
 def test_incomplete_coverage_is_no_coverage(run):
     _, _, rows = run(llama_distilled=answers(.9, tasks=[t for t in TASKS if t != "opener"]))
     assert rows.loc[("benchmark", "")].here == FAILS and rows.loc[("benchmark", "")].tasks == 11
 
 def test_a_system_asked_other_tasks_is_an_error(run):
-    with pytest.raises(UserError, match="different tasks"): run(llama_base=.3, llama_distilled=answers(.9, tasks=["sst2"]))
+    with pytest.raises(UserError, match="different tasks"):
+        run(llama_base=.3, llama_distilled=answers(.9, tasks=["sst2"]))
 
 def fsa_stages(settings, pretrained, plain, n=60):
-    "Answers of FSA-Distillation's two starts in the form of notebook 12a, each right with a given probability; made in the store's folder."
+    """Answers of FSA-Distillation's two starts in the form of notebook 12a, each right with a given probability;
+    made in the store's folder."""
     store, counts = Store(settings), dict(n_pred=1., n_gold=1.)
     def items(names, start, accuracy, extra):
         rng = random.Random(start)
-        return [dict(task=t, system=start, seed=42, item=i, **extra(rng.random() < accuracy, i)) for t in names for i in range(n)]
+        return [
+            dict(task=t, system=start, seed=42, item=i, **extra(rng.random() < accuracy, i))
+            for t in names for i in range(n)]
     def hit(right, i): # hard_test says the opposite, and must not count
         right = right if i % 4 else not right
-        return dict(split="test" if i % 4 else "hard_test", gold="", parsed="", **counts, pred_hits=float(right), gold_hits=float(right))
-    said = lambda right, i: dict(gold=("positive", "negative")[i % 2], parsed=("positive", "negative")[i % 2 if right else 1 - i % 2])
+        return dict(
+            split="test" if i % 4 else "hard_test", gold="", parsed="",
+            **counts, pred_hits=float(right), gold_hits=float(right))
+    said = lambda right, i: dict(
+        gold=("positive", "negative")[i % 2],
+        parsed=("positive", "negative")[i % 2 if right else 1 - i % 2])
     both = dict(pretrained=pretrained, plain=plain)
     for name in settings.fsa_sets:
-        for start, accuracy in both.items(): store.stage(f"fsa-{name.replace('/', '-')}-{start}", lambda out, work: write_rows(out/"items.parquet", items([name], start, accuracy, hit)) or {})
-    store.stage("fsa-zero-shot", lambda out, work: write_rows(out/"items.parquet", [r for start, accuracy in both.items() for r in items(["yelp2", "sst2"], start, accuracy, said)]) or {})
+        for start, accuracy in both.items():
+            store.stage(
+                f"fsa-{name.replace('/', '-')}-{start}",
+                lambda out, work: write_rows(out/"items.parquet", items([name], start, accuracy, hit)) or {})
+    store.stage("fsa-zero-shot", lambda out, work: write_rows(
+        out/"items.parquet",
+        [r for start, accuracy in both.items() for r in items(["yelp2", "sst2"], start, accuracy, said)]) or {})
     return ledger(settings, store).set_index("claim")
 
 @pytest.mark.parametrize("pretrained, plain, word", [(.9, .4, HOLDS), (.4, .9, FAILS), (.5, .5, OPEN)])
@@ -118,25 +168,50 @@ def test_fsa_starts_are_compared_on_their_test_split(tmp_path, pretrained, plain
 
 def test_fsa_left_out_is_said(tmp_path):
     rows = fsa_stages(load_settings("tiny", outputs=str(tmp_path), bootstrap_samples=300, fsa="none"), .9, .4)
-    assert all(rows.loc[c.id].here == ABSENT and "not run" in rows.loc[c.id].why for c in CLAIMS if c.kind in ("pre-training", "zero-shot"))
+    assert all(
+        rows.loc[c.id].here == ABSENT and "not run" in rows.loc[c.id].why
+        for c in CLAIMS if c.kind in ("pre-training", "zero-shot"))
 
-KNOWN = {("teacher", "teacher"): 91.26, ("baseline", "majority"): 21.08, ("llama", "base"): 20.2, ("llama", "distilled"): 46.29, ("llama", "difficulty-10"): 21.44, ("llama", "random-10"): 25.4, ("llama", "icldist"): 40.0, ("llama", "icldist-10"): 22.5, ("qwen3", "base"): 18.75}
-@pytest.mark.parametrize("label, systems", [("teacher (embedded analyst)", ["teacher"]), ("most frequent answer", ["majority"]), ("Llama, base → distilled", ["base", "distilled"]),
-    ("Llama, a tenth of the data: by difficulty, at random", ["difficulty-10", "random-10"]), ("Llama, at random, by difficulty (10 %)", ["random-10", "difficulty-10"]), ("Llama, ICLDist on a tenth", ["icldist-10"]), ("Llama, ICLDist", ["icldist"]), ("Qwen3, base → distilled", ["base"]), ("somebody else's", [])])
-def test_a_rows_label_names_its_systems(label, systems): assert [s for _, s in systems_named(label, list(KNOWN))] == systems
+KNOWN = {
+    ("teacher", "teacher"): 91.26, ("baseline", "majority"): 21.08,
+    ("llama", "base"): 20.2, ("llama", "distilled"): 46.29,
+    ("llama", "difficulty-10"): 21.44, ("llama", "random-10"): 25.4,
+    ("llama", "icldist"): 40.0, ("llama", "icldist-10"): 22.5,
+    ("qwen3", "base"): 18.75}
+@pytest.mark.parametrize("label, systems", [
+    ("teacher (embedded analyst)", ["teacher"]),
+    ("most frequent answer", ["majority"]),
+    ("Llama, base → distilled", ["base", "distilled"]),
+    ("Llama, a tenth of the data: by difficulty, at random", ["difficulty-10", "random-10"]),
+    ("Llama, at random, by difficulty (10 %)", ["random-10", "difficulty-10"]),
+    ("Llama, ICLDist on a tenth", ["icldist-10"]),
+    ("Llama, ICLDist", ["icldist"]),
+    ("Qwen3, base → distilled", ["base"]),
+    ("somebody else's", [])])
+def test_a_rows_label_names_its_systems(label, systems):
+    assert [s for _, s in systems_named(label, list(KNOWN))] == systems
 
 HEAD = ["| system | tiny (40 items) | other |", "|---|---|---|"]
-@pytest.mark.parametrize("row, faults", [("| teacher | 91.3 | 5 |", 0), ("| teacher | 91.4 | 5 |", 1), ("| teacher | 91 | |", 0), ("| teacher | 90 | |", 1), ("| teacher | – | |", 0), ("| Llama, base → distilled | 20.2 → 46.3 | |", 0),
-    ("| Llama, base → distilled | 46.3 → 20.2 | |", 2), ("| Llama, base → distilled | 20.2 | |", 1), ("| a friend's | 99 | |", 1)])
-def test_cells_must_be_the_means_of_what_their_row_names(row, faults): assert len(check_table([*HEAD, row], dict(tiny=KNOWN))) == faults
+@pytest.mark.parametrize("row, faults", [
+    ("| teacher | 91.3 | 5 |", 0), ("| teacher | 91.4 | 5 |", 1),
+    ("| teacher | 91 | |", 0), ("| teacher | 90 | |", 1), ("| teacher | – | |", 0),
+    ("| Llama, base → distilled | 20.2 → 46.3 | |", 0), ("| Llama, base → distilled | 46.3 → 20.2 | |", 2),
+    ("| Llama, base → distilled | 20.2 | |", 1), ("| a friend's | 99 | |", 1)])
+def test_cells_must_be_the_means_of_what_their_row_names(row, faults):
+    assert len(check_table([*HEAD, row], dict(tiny=KNOWN))) == faults
 
-@pytest.mark.parametrize("text, faults", [("came to 46.3", 0), ("came to 46.4", 1), ("1.4 M parameters in 2.5 GB", 0), ("version (0.1.0), arXiv 2510.24425", 0), ("a rate of 31.2 %", 1)])
+@pytest.mark.parametrize("text, faults", [
+    ("came to 46.3", 0), ("came to 46.4", 1), ("1.4 M parameters in 2.5 GB", 0),
+    ("version (0.1.0), arXiv 2510.24425", 0), ("a rate of 31.2 %", 1)])
 def test_decimals_in_prose_must_be_in_a_table(text, faults): assert len(check_prose(text, [46.29])) == faults
 
 def _committed():
-    "README and tables of one commit, so that a run in the working tree is not held against them; the working tree outside a checkout."
+    """README and tables of one commit, so that a run in the working tree is not held against them;
+    the working tree outside a checkout."""
     git = lambda *a: subprocess.run(["git", "-C", str(ROOT), *a], capture_output=True, text=True)
-    names = [n for n in git("ls-tree", "-r", "--name-only", "HEAD", "outputs").stdout.splitlines() if n.endswith(".csv")]
+    names = [
+        n for n in git("ls-tree", "-r", "--name-only", "HEAD", "outputs").stdout.splitlines()
+        if n.endswith(".csv")]
     read = (lambda n: git("show", f"HEAD:{n}").stdout) if names else (lambda n: (ROOT/n).read_text(encoding="utf-8"))
     tables = {}
     for n in names or [p.relative_to(ROOT).as_posix() for p in ROOT.glob("outputs/*/tables/*.csv")]:

@@ -1,23 +1,37 @@
 "Prompts, prediction and the evaluation stage against slow twins on tiny random models."
 import random
 import pytest
-from compeffdist.evaluate import (Answer, Item, Student, TeacherStudent, _array_answer, block, budget, build_items, build_prompt, choose_labels, collisions, decode, decode_tokens, encode, evaluate,
-    evaluation_stage, fit_prompts, item_row, label_paths, last_logits, one_line, pick_items, shared_head, stop_tokens, summary, token_batches)
+from compeffdist.evaluate import (
+    Answer, Item, Student, _array_answer, block, budget, build_items, build_prompt,
+    choose_labels, collisions, decode, decode_tokens, encode, evaluate, evaluation_stage, fit_prompts, item_row,
+    label_paths, last_logits, one_line, pick_items, shared_head, stop_tokens, summary, token_batches)
 from compeffdist.sentibench import TASKS, render, score
 from compeffdist.settings import UserError, load_settings
 from compeffdist.store import ResponseRecord, Store, text_hash, write_json
 from compeffdist.systems import systems
 
-ASPECTS = [dict(sentence=f"The {t} was {w} .", aspects=[{"target": t, "category": "FOOD#QUALITY", "polarity": p, "from": "4", "to": str(4 + len(t))}])
-           for t in ("soup", "fish", "tea", "rice") for w, p in (("great", "positive"), ("cold", "negative"), ("there", "neutral"))]
-RECORDS = {"atsa_rest16": ASPECTS, "acsa_rest16": ASPECTS,
-           "asqp_rest16": [dict(sentence=a["sentence"], quards=[dict(aspect="NULL", category="food quality", opinion="x", sentiment="neutral")]) for a in ASPECTS],
-           "opener": [dict(sentence=a["sentence"], opinions=[]) for a in ASPECTS]}
+ASPECTS = [
+    dict(sentence=f"The {t} was {w} .", aspects=[
+        {"target": t, "category": "FOOD#QUALITY", "polarity": p, "from": "4", "to": str(4 + len(t))}])
+    for t in ("soup", "fish", "tea", "rice")
+    for w, p in (("great", "positive"), ("cold", "negative"), ("there", "neutral"))]
+RECORDS = {
+    "atsa_rest16": ASPECTS,
+    "acsa_rest16": ASPECTS,
+    "asqp_rest16": [
+        dict(sentence=a["sentence"], quards=[
+            dict(aspect="NULL", category="food quality", opinion="x", sentiment="neutral")])
+        for a in ASPECTS],
+    "opener": [dict(sentence=a["sentence"], opinions=[]) for a in ASPECTS]}
 
 
 def records(task, split):
     "Twelve records of any task; train and test differ in their texts."
-    rows = RECORDS.get(task) or [dict(sentence=f"text {i} of {task} .", label=TASKS[task].labels[i % len(TASKS[task].labels)], target="the mayor") for i in range(12)]
+    rows = RECORDS.get(task) or [
+        dict(
+            sentence=f"text {i} of {task} .",
+            label=TASKS[task].labels[i % len(TASKS[task].labels)], target="the mayor")
+        for i in range(12)]
     return [dict(r, sentence=f"{r['sentence']}" if task in RECORDS else f"{split} {r['sentence']}") for r in rows]
 
 
@@ -34,18 +48,27 @@ def tokenizer(folder):
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator([i.prompt for i in build_items(folder, shots=2, seeds=[1])], vocab_size=600, min_frequency=2, show_progress=False, special_tokens=["<eos>", "<pad>"])
+    bpe.train_from_iterator(
+        [i.prompt for i in build_items(folder, shots=2, seeds=[1])],
+        vocab_size=600, min_frequency=2, show_progress=False, special_tokens=["<eos>", "<pad>"])
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<eos>", pad_token="<pad>")
 
 
 def make_model(family, vocab):
     import torch, transformers
     torch.set_num_threads(1) # such small models lose time to several threads, above all on a busy machine
-    config, cls, extra = {"llama": ("LlamaConfig", "LlamaForCausalLM", {}), "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", dict(head_dim=16)),
-        "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", dict(head_dim=16, sliding_window=32, layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=16))}[family]
+    config, cls, extra = {
+        "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
+        "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", dict(head_dim=16)),
+        "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", dict(
+            head_dim=16, sliding_window=32,
+            layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=16))}[family]
     torch.manual_seed(1)
-    c = getattr(transformers, config)(vocab_size=vocab, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        max_position_embeddings=1024, initializer_range=.3, eos_token_id=0, pad_token_id=1, bos_token_id=None, **extra)
+    c = getattr(transformers, config)(
+        vocab_size=vocab, hidden_size=32, intermediate_size=64,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        max_position_embeddings=1024, initializer_range=.3,
+        eos_token_id=0, pad_token_id=1, bos_token_id=None, **extra)
     return getattr(transformers, cls)(c).eval()
 
 
@@ -53,22 +76,35 @@ def make_model(family, vocab):
 def model(request, tokenizer): return make_model(request.param, len(tokenizer))
 
 
-def settings(**changes): return load_settings("tiny", **(dict(shots=2, eval_seeds=[42, 52], eval_limit=5, eval_max_new_tokens=12, eval_max_new_tokens_opener=16, eval_context=1024, max_words=None) | changes))
+def settings(**changes):
+    return load_settings("tiny", **(dict(
+        shots=2, eval_seeds=[42, 52], eval_limit=5, eval_max_new_tokens=12, eval_max_new_tokens_opener=16,
+        eval_context=1024, max_words=None) | changes))
 
 
 # ---- prompts
 
 def test_prompt_formats_to_the_letter():
     t = TASKS["pstance"]
-    demo, test = dict(sentence="One\r\ntwo\u2028three", target="Joe", label="AGAINST"), dict(sentence="a b c d", target="Ann", label="FAVOR")
-    assert build_prompt(t, test, [demo], 3) == t.instruction + "\n\nSentence: One two three\nTarget: Joe\nLabel: against\n\nSentence: a b c\nTarget: Ann\nLabel:"
+    demo, test = (
+        dict(sentence="One\r\ntwo\u2028three", target="Joe", label="AGAINST"),
+        dict(sentence="a b c d", target="Ann", label="FAVOR"))
+    assert build_prompt(t, test, [demo], 3) == (
+        t.instruction
+        + "\n\nSentence: One two three\nTarget: Joe\nLabel: against"
+        "\n\nSentence: a b c\nTarget: Ann\nLabel:")
     t = TASKS["atsa_rest16"]
-    assert build_prompt(t, ASPECTS[0], [ASPECTS[1]]) == t.instruction + '\n\nSentence: The soup was cold .\nOutput: [{"aspect_term": "soup", "sentiment": "negative"}]\n\nSentence: The soup was great .\nOutput:'
+    assert build_prompt(t, ASPECTS[0], [ASPECTS[1]]) == (
+        t.instruction
+        + '\n\nSentence: The soup was cold .\nOutput: [{"aspect_term": "soup", "sentiment": "negative"}]'
+        '\n\nSentence: The soup was great .\nOutput:')
     assert "\n" not in one_line("a\n\nb\x0bc") and one_line("a b c", 2) == "a b" and one_line("a b", 2) == "a b"
 
 
 def test_the_gold_is_not_cut():
-    long = dict(sentence="word "*50 + "soup .", aspects=[{"target": "soup", "category": "FOOD#QUALITY", "polarity": "positive"}])
+    long = dict(
+        sentence="word "*50 + "soup .",
+        aspects=[{"target": "soup", "category": "FOOD#QUALITY", "polarity": "positive"}])
     assert block(TASKS["atsa_rest16"], long, "x", 5) == "Sentence: word word word word word\nOutput: x"
     answer = '[{"aspect_term": "soup", "sentiment": "positive"}]'
     assert item_row(Answer(Item(TASKS["atsa_rest16"], 1, 0, long, (), 5), answer))["correct"]
@@ -76,12 +112,18 @@ def test_the_gold_is_not_cut():
 
 def test_draws_depend_on_nothing_but_seed_task_and_item(folder):
     key = lambda items: {(i.task.name, i.seed, i.item): i.prompt for i in items}
-    whole, part = key(build_items(folder, shots=3, seeds=[42, 52])), key(build_items(folder, ["imdb", "opener"], shots=3, seeds=[52], limit=4))
+    whole, part = (
+        key(build_items(folder, shots=3, seeds=[42, 52])),
+        key(build_items(folder, ["imdb", "opener"], shots=3, seeds=[52], limit=4)))
     assert len(part) == 8 and all(whole[k] == p for k, p in part.items())
     assert whole["imdb", 42, 0] != whole["imdb", 52, 0]
-    for i in build_items(folder, ["imdb"], shots=12, seeds=[1]): assert len({d["sentence"] for d in i.demonstrations}) == 12
+    for i in build_items(folder, ["imdb"], shots=12, seeds=[1]):
+        assert len({d["sentence"] for d in i.demonstrations}) == 12
     picks = pick_items(100, 10, 42, "imdb")
-    assert picks == sorted(set(picks)) and len(picks) == 10 and picks != pick_items(100, 10, 42, "sst2") and pick_items(5, 0, 1, "x") == pick_items(5, 9, 1, "x") == list(range(5))
+    assert (
+        picks == sorted(set(picks)) and len(picks) == 10
+        and picks != pick_items(100, 10, 42, "sst2")
+        and pick_items(5, 0, 1, "x") == pick_items(5, 9, 1, "x") == list(range(5)))
     with pytest.raises(UserError, match="only 12 train records"): build_items(folder, ["imdb"], shots=13)
 
 
@@ -90,9 +132,15 @@ def test_a_prompt_that_does_not_fit(folder, tokenizer):
     full = encode(tokenizer, [items[0].prompt])[0]
     with pytest.raises(UserError, match="shots_reduce"): fit_prompts(items, tokenizer, settings(), len(full) + 11)
     fewer, ids = fit_prompts(items, tokenizer, settings(shots_reduce=True), len(full) + 11)
-    assert len(fewer[0].demonstrations) == 3 and len(ids[0]) < len(full) and fewer[0].demonstrations == items[0].demonstrations[:3]
-    assert item_row(Answer(fewer[0], "[]"))["shots"] == 3 and item_row(Answer(fewer[0], "[]"))["prompt_hash"] == text_hash(fewer[0].prompt)
-    with pytest.raises(UserError, match="0 demonstrations"): fit_prompts(items, tokenizer, settings(shots_reduce=True), 40)
+    assert (
+        len(fewer[0].demonstrations) == 3
+        and len(ids[0]) < len(full)
+        and fewer[0].demonstrations == items[0].demonstrations[:3])
+    assert (
+        item_row(Answer(fewer[0], "[]"))["shots"] == 3
+        and item_row(Answer(fewer[0], "[]"))["prompt_hash"] == text_hash(fewer[0].prompt))
+    with pytest.raises(UserError, match="0 demonstrations"):
+        fit_prompts(items, tokenizer, settings(shots_reduce=True), 40)
 
 
 # ---- prediction
@@ -116,7 +164,9 @@ def test_labels_equal_the_published_way(model, tokenizer, folder):
         if collisions(paths): continue
         slow = []
         for i in ids:
-            out = model.generate(torch.tensor([i]), attention_mask=torch.ones(1, len(i), dtype=torch.long), max_new_tokens=2, do_sample=False, output_scores=True, return_dict_in_generate=True)
+            out = model.generate(
+                torch.tensor([i]), attention_mask=torch.ones(1, len(i), dtype=torch.long),
+                max_new_tokens=2, do_sample=False, output_scores=True, return_dict_in_generate=True)
             slow.append(list(paths)[int(out.scores[0][0, first].argmax())])
         assert choose_labels(model, ids, paths, 700) == choose_labels(model, ids, paths, 1) == slow
 
@@ -132,7 +182,8 @@ def test_log_probabilities_and_whole_labels_equal_one_row_at_a_time(model, token
     want = [{l: alone(row, p) for l, p in paths.items()} for row in ids]
     for batch_tokens in (64, 4096):
         for l, p in paths.items():
-            for got, w in zip(answer_logprobs(model, ids, [p] * len(ids), batch_tokens), want): assert got == pytest.approx(w[l], abs=1e-4)
+            for got, w in zip(answer_logprobs(model, ids, [p] * len(ids), batch_tokens), want):
+                assert got == pytest.approx(w[l], abs=1e-4)
         assert choose_whole_labels(model, ids, paths, batch_tokens) == [max(w, key=lambda l: sum(w[l])) for w in want]
     student = Student(model, tokenizer, load_settings("tiny", eval_label_rule="whole label"))
     assert [a.text for a in student.answer(items)] == [max(w, key=lambda l: sum(w[l])) for w in want]
@@ -151,16 +202,23 @@ def test_a_shared_beginning_is_read_once_and_changes_nothing(model, tokenizer, h
     rng = random.Random(head)
     draw = lambda n: [rng.randrange(2, len(tokenizer)) for _ in range(n)]
     shared = draw(head)
-    ids = [shared + [2 + i] + draw(rng.randint(0, 60)) for i in range(9)] + [shared] # one is nothing but the shared beginning
+    # one is nothing but the shared beginning
+    ids = [shared + [2 + i] + draw(rng.randint(0, 60)) for i in range(9)] + [shared]
     with torch.inference_mode(): slow = torch.stack([model(torch.tensor([i])).logits[0, -1, [5, 9, 7]] for i in ids])
     read, forward = [], model.model.forward
-    monkeypatch.setattr(model.model, "forward", lambda input_ids=None, **k: read.append(input_ids.shape) or forward(input_ids=input_ids, **k))
+    monkeypatch.setattr(
+        model.model, "forward",
+        lambda input_ids=None, **k: read.append(input_ids.shape) or forward(input_ids=input_ids, **k))
     assert torch.allclose(last_logits(model, ids, [5, 9, 7], 400), slow, atol=1e-4)
     if head > 1: assert read[0] == (1, head - 1) and max(w for _, w in read[1:]) <= 62
     budgets = [3 + i % 4 for i in range(len(ids))]
     together = decode_tokens(model, ids, budgets, [0], 600)
     alone = [decode_tokens(model, [i], [n], [0])[0] for i, n in zip(ids, budgets)]
-    plain = [model.generate(torch.tensor([i]), attention_mask=torch.ones(1, len(i), dtype=torch.long), max_new_tokens=n, do_sample=False, eos_token_id=0, pad_token_id=1)[0, len(i):].tolist() for i, n in zip(ids, budgets)]
+    plain = [
+        model.generate(
+            torch.tensor([i]), attention_mask=torch.ones(1, len(i), dtype=torch.long),
+            max_new_tokens=n, do_sample=False, eos_token_id=0, pad_token_id=1)[0, len(i):].tolist()
+        for i, n in zip(ids, budgets)]
     assert together == alone == plain
 
 
@@ -185,11 +243,13 @@ def test_shipped_students_say_the_same_with_and_without_a_shared_beginning(famil
 class Spelled:
     "A tokenizer that knows nothing but letters."
     eos_token_id = 0
-    def __call__(self, texts, add_special_tokens=False): return {"input_ids": [[ord(c) - 30 for c in t] for t in texts]}
+    def __call__(self, texts, add_special_tokens=False):
+        return {"input_ids": [[ord(c) - 30 for c in t] for t in texts]}
 
 
 def test_colliding_labels_are_decided_where_they_differ():
-    "With letters as tokens, negative and neutral share ` ne`; the decision is the greedy walk down the tree of labels."
+    """With letters as tokens, negative and neutral share ` ne`;
+    the decision is the greedy walk down the tree of labels."""
     import torch
     model, paths = make_model("llama", 128), label_paths(TASKS["twitter"], Spelled())
     assert collisions(paths) == [["negative", "positive", "neutral"]] # all begin with a blank
@@ -212,7 +272,8 @@ def test_a_label_that_begins_another_is_still_reachable():
     task = dataclasses.replace(TASKS["sst2"], labels=("good", "goodish"))
     paths = label_paths(task, Spelled())
     assert paths["good"][-1] == 0 and paths["goodish"][:5] == paths["good"][:-1]
-    assert set(choose_labels(make_model("llama", 128), [[i, i + 1] for i in range(2, 40)], paths)) <= {"good", "goodish"}
+    assert set(choose_labels(
+        make_model("llama", 128), [[i, i + 1] for i in range(2, 40)], paths)) <= {"good", "goodish"}
 
 
 def test_decoding_equals_generate(model, tokenizer, folder):
@@ -223,7 +284,9 @@ def test_decoding_equals_generate(model, tokenizer, folder):
     stop = stop_tokens(tokenizer)
     slow = []
     for i, n in zip(ids, budgets):
-        out = model.generate(torch.tensor([i]), attention_mask=torch.ones(1, len(i), dtype=torch.long), max_new_tokens=n, do_sample=False, eos_token_id=stop, pad_token_id=1)
+        out = model.generate(
+            torch.tensor([i]), attention_mask=torch.ones(1, len(i), dtype=torch.long),
+            max_new_tokens=n, do_sample=False, eos_token_id=stop, pad_token_id=1)
         slow.append(tokenizer.decode(out[0, len(i):], skip_special_tokens=True))
     assert decode(model, tokenizer, ids, budgets, 2500) == slow
     assert decode(model, tokenizer, [], []) == []
@@ -232,8 +295,13 @@ def test_decoding_equals_generate(model, tokenizer, folder):
 def test_stop_tokens(tokenizer):
     stop, chat = stop_tokens(tokenizer), stop_tokens(tokenizer, chat=True)
     text = lambda ids: [tokenizer.decode([i]) for i in ids]
-    assert tokenizer.eos_token_id in stop and any("\n" in t for t in text(stop)) and all("]" in t for t in text(chat) if t != "<eos>")
-    assert {i for i in range(len(tokenizer)) if "]" in tokenizer.decode([i]) or "\n" in tokenizer.decode([i])} <= set(stop)
+    assert (
+        tokenizer.eos_token_id in stop
+        and any("\n" in t for t in text(stop))
+        and all("]" in t for t in text(chat) if t != "<eos>"))
+    assert {
+        i for i in range(len(tokenizer))
+        if "]" in tokenizer.decode([i]) or "\n" in tokenizer.decode([i])} <= set(stop)
 
 
 # ---- rows and scores
@@ -244,8 +312,13 @@ def answer(task, record, text): return item_row(_array_answer(Item(TASKS[task], 
 def test_status_of_answers():
     r = ASPECTS[0]
     good = '[{"aspect_term": "soup", "sentiment": "positive"}'
-    assert [answer("atsa_rest16", r, t)["status"] for t in (good + "]", "so: " + good + "] ok", good + ', {"asp', "nothing", None)] == ["json", "json", "closed", "none", "dead"]
-    assert [answer("atsa_rest16", r, t)["correct"] for t in (good + "]", good + ', {"asp', "nothing")] == [True, True, False]
+    assert [
+        answer("atsa_rest16", r, t)["status"]
+        for t in (good + "]", "so: " + good + "] ok", good + ', {"asp', "nothing", None)] == [
+            "json", "json", "closed", "none", "dead"]
+    assert [
+        answer("atsa_rest16", r, t)["correct"]
+        for t in (good + "]", good + ', {"asp', "nothing")] == [True, True, False]
     assert answer("imdb", dict(sentence="x", label="positive"), "clearly positive")["status"] == "mentioned"
     row = answer("atsa_rest16", r, '[{"aspect_term": "\\ud800", "sentiment": "positive"}]')
     assert row["parsed"].encode("utf-8") and not row["correct"]
@@ -255,14 +328,16 @@ def test_summary_equals_score_on_raw_records(folder):
     rng, rows = random.Random(0), []
     said = {}
     for i in build_items(folder, shots=0, seeds=[1, 2]):
-        text = rng.choice(i.task.labels) if i.task.labels else rng.choice(["[]", "oops", build_prompt(i.task, i.record), render(i.task, i.record)])
+        text = rng.choice(i.task.labels) if i.task.labels else rng.choice([
+            "[]", "oops", build_prompt(i.task, i.record), render(i.task, i.record)])
         a = _array_answer(i, text)
         rows.append(item_row(a)); said.setdefault((i.task.name, i.seed), []).append((i.record, a.text))
     out = summary(rows)
     assert len(out) == 24
     for s in out:
         want = score(s["task"], *zip(*said[s["task"], s["seed"]]))
-        assert (s["score"], s["precision"], s["n_items"]) == (pytest.approx(want["f1"]), pytest.approx(want["precision"]), 12)
+        assert (s["score"], s["precision"], s["n_items"]) == (
+            pytest.approx(want["f1"]), pytest.approx(want["precision"]), 12)
 
 
 def test_evaluate_a_pair_a_folder_and_limits(folder, tokenizer, tmp_path):
@@ -271,7 +346,8 @@ def test_evaluate_a_pair_a_folder_and_limits(folder, tokenizer, tmp_path):
     a = evaluate((model, tokenizer), ["sst2", "opener"], 1, [42], 3, folder=folder, settings=settings())
     b = evaluate(tmp_path, ["sst2", "opener"], 1, [42], 3, folder=folder, settings=settings(eval_batch_tokens=1))
     assert a.to_list() == b.to_list() and len(a) == 6 and set(a["shots"]) == {1}
-    with pytest.raises(UserError, match="No model could be loaded"): Student.from_pretrained(tmp_path/"nothing", settings())
+    with pytest.raises(UserError, match="No model could be loaded"):
+        Student.from_pretrained(tmp_path/"nothing", settings())
 
 
 class Parrot:
@@ -289,16 +365,21 @@ class Parrot:
 def test_without_a_folder_the_embedded_benchmark_is_asked(tokenizer, tmp_path):
     from compeffdist.texts import write_benchmark
     from compeffdist.base import new_model
-    s, pair = load_settings("tiny", benchmark_train=8, benchmark_test=5), (new_model("llama", len(tokenizer), 32, 1, 2, tokenizer=tokenizer), tokenizer)
+    s, pair = load_settings("tiny", benchmark_train=8, benchmark_test=5), (
+        new_model("llama", len(tokenizer), 32, 1, 2, tokenizer=tokenizer), tokenizer)
     write_benchmark(tmp_path, 8, 5, s.seed)
     ask = lambda folder: evaluate(pair, ["sst2", "twitter"], 1, [42], 3, folder=folder, settings=s).to_list()
     assert ask(None) == ask(tmp_path) and len(ask(None)) == 6
 
 def test_a_teacher_gets_the_same_prompts_and_is_asked_once(folder, tmp_path):
     record = ResponseRecord(tmp_path/"r.sqlite")
-    run = lambda **k: evaluate(Parrot(), ["imdb", "atsa_rest16"], 2, [42], 0, folder=folder, settings=settings(), record=record, **k)
+    run = lambda **k: evaluate(
+        Parrot(), ["imdb", "atsa_rest16"], 2, [42], 0, folder=folder, settings=settings(), record=record, **k)
     rows = run().to_list(); asked = Parrot.asked
-    assert asked == 24 and [r["status"] for r in rows].count("dead") == 1 and {r["status"] for r in rows[12:]} == {"json"}
+    assert (
+        asked == 24
+        and [r["status"] for r in rows].count("dead") == 1
+        and {r["status"] for r in rows[12:]} == {"json"})
     again = run().to_list()
     assert again == rows and Parrot.asked == asked + 1 # only the dead one is tried again
     with pytest.raises(UserError, match="record"): evaluate(Parrot(), ["imdb"], folder=folder, settings=settings())
@@ -319,11 +400,17 @@ def store(tmp_path, folder, tokenizer):
 def test_stage_writes_both_tables_and_is_cached(store):
     r = evaluation_stage(store.settings, store, "llama", "base", "base-llama")
     items, scores = store.rows(r.name, "items.parquet"), store.rows(r.name, "scores.parquet")
-    assert r.name == "evaluation-llama-base" and (len(items), len(scores)) == (12*2*5, 24) and r.counts["rows_out"] == 120
-    assert {"system", "family", "task", "seed", "item", "prompt_hash", "shots", "output", "parsed", "status", "gold", "correct"} <= set(items.column_names)
+    assert (
+        r.name == "evaluation-llama-base"
+        and (len(items), len(scores)) == (12*2*5, 24)
+        and r.counts["rows_out"] == 120)
+    assert {
+        "system", "family", "task", "seed", "item", "prompt_hash", "shots",
+        "output", "parsed", "status", "gold", "correct"} <= set(items.column_names)
     assert all(0 <= x <= 1 for x in scores["score"]) and set(scores["n_items"]) == {5} and set(scores["shots"]) == {2}
     assert evaluation_stage(store.settings, store, "llama", "base", "base-llama").cached
-    assert not evaluation_stage(settings(outputs=store.settings.outputs, shots=1), store, "llama", "base", "base-llama").cached
+    assert not evaluation_stage(
+        settings(outputs=store.settings.outputs, shots=1), store, "llama", "base", "base-llama").cached
 
 
 def test_a_system_asked_with_other_demonstrations_is_a_row_of_its_own(store):
@@ -332,9 +419,14 @@ def test_a_system_asked_with_other_demonstrations_is_a_row_of_its_own(store):
     assert len(scores) == 12 and set(scores.shots) == {0} and len(items) == 12*5 and plain.counts["fewer_shots"] == 0
     mine = evaluation_stage(store.settings, store, "llama", "base", "base-llama")
     assert not set(items.prompt_hash) & set(store.rows(mine.name, "items.parquet")["prompt_hash"])
-    rows = [(x.name, x.shots) for x in systems(load_settings("tiny", shots=2, base_shots=0)) if x.name.startswith("base")]
+    rows = [
+        (x.name, x.shots)
+        for x in systems(load_settings("tiny", shots=2, base_shots=0)) if x.name.startswith("base")]
     assert rows == [("base", None), ("base-0-shot", 0), ("base", None), ("base", None)]
-    assert not any(x.shots is not None for over in (dict(base_shots="none"), dict(base_shots=2)) for x in systems(load_settings("tiny", shots=2, **over)))
+    assert not any(
+        x.shots is not None
+        for over in (dict(base_shots="none"), dict(base_shots=2))
+        for x in systems(load_settings("tiny", shots=2, **over)))
 
 
 def test_a_killed_stage_goes_on_where_it_was(store, monkeypatch):
@@ -355,8 +447,10 @@ def test_a_killed_stage_goes_on_where_it_was(store, monkeypatch):
 
 
 def test_stage_needs_its_inputs(store):
-    with pytest.raises(UserError, match="no model stage"): evaluation_stage(store.settings, store, "llama", "distilled")
-    with pytest.raises(UserError, match="student-llama-x"): evaluation_stage(store.settings, store, "llama", "x", "student-llama-x")
+    with pytest.raises(UserError, match="no model stage"):
+        evaluation_stage(store.settings, store, "llama", "distilled")
+    with pytest.raises(UserError, match="student-llama-x"):
+        evaluation_stage(store.settings, store, "llama", "x", "student-llama-x")
 
 
 def test_budgets():
@@ -374,28 +468,41 @@ def test_a_model_without_pad_token_and_chat_template_is_evaluated_as_one_with_th
     model = make_model("llama", len(tokenizer))
     plain = copy.deepcopy(model)
     plain.config.pad_token_id = plain.generation_config.pad_token_id = None
-    ask = lambda m, t, **more: evaluate((m, t), ["sst2", "atsa_rest16"], 2, [42], 5, folder=folder, settings=settings(**more)).to_list()
+    ask = lambda m, t, **more: evaluate(
+        (m, t), ["sst2", "atsa_rest16"], 2, [42], 5, folder=folder, settings=settings(**more)).to_list()
     assert ask(plain, bare) == ask(model, tokenizer)
-    with pytest.raises(UserError, match="has no chat template. Set eval_chat_template = false"): ask(plain, bare, eval_chat_template=True)
+    with pytest.raises(UserError, match="has no chat template. Set eval_chat_template = false"):
+        ask(plain, bare, eval_chat_template=True)
 
 
 def test_a_context_too_short_for_the_shots_is_an_error_or_counted(folder, tokenizer):
     model = make_model("llama", len(tokenizer))
-    longest = max(len(encode(tokenizer, [i.prompt])[0]) for i in build_items(folder, ["sst2"], shots=4, seeds=[42], limit=5))
+    longest = max(
+        len(encode(tokenizer, [i.prompt])[0])
+        for i in build_items(folder, ["sst2"], shots=4, seeds=[42], limit=5))
     tight = dict(eval_context=longest + budget(TASKS["sst2"], settings()) - 1)
-    with pytest.raises(UserError, match="shots_reduce = true"): evaluate((model, tokenizer), ["sst2"], 4, [42], 5, folder=folder, settings=settings(**tight))
-    rows = evaluate((model, tokenizer), ["sst2"], 4, [42], 5, folder=folder, settings=settings(shots_reduce=True, **tight)).to_list()
+    with pytest.raises(UserError, match="shots_reduce = true"):
+        evaluate((model, tokenizer), ["sst2"], 4, [42], 5, folder=folder, settings=settings(**tight))
+    rows = evaluate(
+        (model, tokenizer), ["sst2"], 4, [42], 5,
+        folder=folder, settings=settings(shots_reduce=True, **tight)).to_list()
     fewer = sum(r["shots"] < 4 for r in rows)
     assert 0 < fewer <= 5 and min(r["shots"] for r in rows) == 3
     table = summary(rows)[0]
     assert (table["shots"], table["fewer_shots"], table["n_items"]) == ((4, fewer, 5) if fewer < 5 else (3, 0, 5))
 
 
-@pytest.mark.parametrize("said", ["x" * 100_000, "[" * 100_000, '[{"aspect_term": ' * 6_000, '[{"a": [' + "[" * 40_000 + "]" * 40_000 + "]}]", "\ud800"])
+@pytest.mark.parametrize("said", [
+    "x" * 100_000, "[" * 100_000, '[{"aspect_term": ' * 6_000,
+    '[{"a": [' + "[" * 40_000 + "]" * 40_000 + "]}]", "\ud800"])
 def test_a_teachers_monstrous_answer_is_no_prediction(folder, tmp_path, said):
     from compeffdist.teacher import Response
     class Monster:
         backend, model, revision, options, max_failure_rate = "monster", "monster", "1", {}, .5
         def generate(self, requests, seeds): yield from (Response(r.id, said) for r in requests)
-    rows = evaluate(Monster(), ["sst2", "atsa_rest16"], 0, [42], 2, folder=folder, settings=settings(), record=ResponseRecord(tmp_path/"r.sqlite")).to_list()
-    assert [r["status"] for r in rows] == ["invalid"] * 2 + ["none"] * 2 and not any(r["n_pred"] or r["correct"] for r in rows)
+    rows = evaluate(
+        Monster(), ["sst2", "atsa_rest16"], 0, [42], 2,
+        folder=folder, settings=settings(), record=ResponseRecord(tmp_path/"r.sqlite")).to_list()
+    assert (
+        [r["status"] for r in rows] == ["invalid"] * 2 + ["none"] * 2
+        and not any(r["n_pred"] or r["correct"] for r in rows))

@@ -13,7 +13,9 @@ KINDS = list(g.DECKS)
 @pytest.fixture(scope="module")
 def texts():
     "Sixty texts of each kind and split (ten of the small val)."
-    return {split: [i for kind in KINDS for i in g.generate(60 if split != "val" else 10, kind, 42, split)] for split in g.SPLITS}
+    return {
+        split: [i for kind in KINDS for i in g.generate(60 if split != "val" else 10, kind, 42, split)]
+        for split in g.SPLITS}
 
 
 def words(text): return re.findall(r"[a-z0-9#@']+", text.lower())
@@ -23,7 +25,9 @@ def test_spans_are_exact_and_no_border_is_left(texts):
     for item in texts["train"]:
         assert not re.search("[\ue000-\uf8ff{}<>~^=\\[\\]]", item.text), item.text
         for o in item.opinions:
-            for text, span in ((o.target, o.target_span), (o.expression, o.expression_span), (o.full, o.full_span), (o.holder, o.holder_span)):
+            for text, span in (
+                    (o.target, o.target_span), (o.expression, o.expression_span),
+                    (o.full, o.full_span), (o.holder, o.holder_span)):
                 assert (text is None) == (span is None) and (text is None or item.text[slice(*span)] == text), item
             assert o.full_span[0] <= o.expression_span[0] and o.expression_span[1] <= o.full_span[1]
             assert o.polarity in ("positive", "negative", "neutral") and "#" in o.category
@@ -59,7 +63,10 @@ def test_neighbouring_phrases_keep_to_their_side():
 
 
 def test_test_texts_share_words_but_not_clauses(texts):
-    grams = lambda split, n: {tuple(w[j:j + n]) for i in texts[split] for w in [words(i.text)] for j in range(len(w) - n + 1)}
+    grams = lambda split, n: {
+        tuple(w[j:j + n])
+        for i in texts[split] for w in [words(i.text)]
+        for j in range(len(w) - n + 1)}
     share = {n: len(grams("test", n) & grams("user", n)) / len(grams("test", n)) for n in (1, 8)}
     assert share[1] > 0.6 and share[8] < 0.02
 
@@ -100,20 +107,27 @@ def test_official_formats():
         for item, r in zip(items, g.to_sentibench(task, items)):
             assert r["sentence"] == item.text
             for a in r.get("aspects", []):
-                assert a["target"] == ("NULL" if a["from"] == a["to"] == "0" else r["sentence"][int(a["from"]):int(a["to"])])
+                assert a["target"] == (
+                    "NULL" if a["from"] == a["to"] == "0" else r["sentence"][int(a["from"]):int(a["to"])])
             for q in r.get("quards", []):
-                assert q["opinion"] in r["sentence"] and q["aspect"] in ("NULL", r["sentence"][r["sentence"].find(q["aspect"]):][:len(q["aspect"])]) and q["category"].islower()
+                assert (
+                    q["opinion"] in r["sentence"]
+                    and q["aspect"] in ("NULL", r["sentence"][r["sentence"].find(q["aspect"]):][:len(q["aspect"])])
+                    and q["category"].islower())
             for o in r.get("opinions", []):
                 for key in ("Source", "Target", "Polar_expression"):
                     for text, span in zip(*o[key]):
                         begin, end = map(int, span.split(":"))
                         assert r["sentence"][begin:end] == text
-    assert {r["label"] for r in g.to_sentibench("pstance", g.generate(30, "pstance", 1, "test"))} == {"AGAINST", "FAVOR"}
-    assert {r["label"] for r in g.to_sentibench("intimacy", g.generate(60, "intimacy", 1, "test"))} == {"Not Intimate", "Moderately Intimate", "Highly Intimate"}
+    assert {r["label"] for r in g.to_sentibench("pstance", g.generate(30, "pstance", 1, "test"))} == {
+        "AGAINST", "FAVOR"}
+    assert {r["label"] for r in g.to_sentibench("intimacy", g.generate(60, "intimacy", 1, "test"))} == {
+        "Not Intimate", "Moderately Intimate", "Highly Intimate"}
 
 
 def test_format_of_the_wrong_kind():
-    with pytest.raises(UserError, match="needs kind 'opener'"): g.to_sentibench("opener", g.generate(1, "imdb", 1, "test"))
+    with pytest.raises(UserError, match="needs kind 'opener'"):
+        g.to_sentibench("opener", g.generate(1, "imdb", 1, "test"))
     with pytest.raises(UserError, match="no SentiBench task"): g.to_sentibench("imdb2", [])
 
 

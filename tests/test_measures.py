@@ -27,7 +27,9 @@ def test_interval_equals_a_bootstrap_that_ranks_again():
     x = rng.normal(size=300); y = x + rng.normal(size=300)
     drawn = [slow_spearman(x[i], y[i]) for i in (rng.integers(0, 300, 300) for _ in range(800))]
     got = spearman(x, y, samples=2000)
-    assert np.allclose([got["low"], got["high"]], np.quantile(drawn, [.025, .975]), atol=.015) and got["low"] < got["rho"] < got["high"]
+    assert (
+        np.allclose([got["low"], got["high"]], np.quantile(drawn, [.025, .975]), atol=.015)
+        and got["low"] < got["rho"] < got["high"])
 
 
 def test_groups_take_out_their_means_and_single_rows_say_nothing():
@@ -58,15 +60,20 @@ def test_overlap_counts_what_both_select():
     rng = np.random.default_rng(0)
     d = pd.DataFrame(dict(id=[f"{i}" for i in range(200)], x=rng.normal(size=200), y=rng.normal(size=200), zero=0.0))
     top = lambda c, k: set(d.nlargest(k, c).id)
-    for rate in (.1, .5): assert overlap(d, "x", "y", rate) == pytest.approx(len(top("x", int(200 * rate)) & top("y", int(200 * rate))) / (200 * rate))
+    for rate in (.1, .5):
+        assert overlap(d, "x", "y", rate) == pytest.approx(
+            len(top("x", int(200 * rate)) & top("y", int(200 * rate))) / (200 * rate))
     assert overlap(d, "x", "x", .1) == overlap(d, "zero", "zero", .1) == overlap(d, "x", "y", 1) == 1
     assert overlap(d, "x", "zero", .5) == pytest.approx(.5, abs=.12)
     with pytest.raises(UserError, match="nothing of 200 rows"): overlap(d, "x", "y", 0)
     with pytest.raises(UserError, match="no column 'z'"): overlap(d, "x", "z", .1)
 
 
-@pytest.mark.parametrize("prompt, answer, seen", [("one of: good, bad\nOutput:", "good", "one of:"), ("one of: good, bad\nOutput:", "fine", None), ("good", "good", ""), ("say\nOutput:", "Output", "say\n")])
-def test_search_from_the_front(prompt, answer, seen): assert searched(prompt, answer) == (prompt if seen is None else seen)
+@pytest.mark.parametrize("prompt, answer, seen", [
+    ("one of: good, bad\nOutput:", "good", "one of:"), ("one of: good, bad\nOutput:", "fine", None),
+    ("good", "good", ""), ("say\nOutput:", "Output", "say\n")])
+def test_search_from_the_front(prompt, answer, seen):
+    assert searched(prompt, answer) == (prompt if seen is None else seen)
 
 
 def test_proxies_that_are_not_there():
@@ -80,9 +87,18 @@ def run(tmp_path_factory):
     "A store with a corpus of 30 rows, scored by the shipped student."
     from compeffdist.difficulty import difficulty_stage
     from compeffdist.store import write_rows
-    s = load_settings("tiny", outputs=str(tmp_path_factory.mktemp("run")), difficulty_compare_rows=12, difficulty_proxies=["package:qwen3"], families=["llama"])
+    s = load_settings(
+        "tiny", outputs=str(tmp_path_factory.mktemp("run")),
+        difficulty_compare_rows=12, difficulty_proxies=["package:qwen3"], families=["llama"])
     store = Store(s)
-    rows = [dict(id=f"r{i}", instruction_id=f"i{i % 2}", text_id=f"t{i}", prompt=f"Name the label: yes, no, perhaps.\n\nInput: the soup number {i} was {'fine' if i % 3 else 'cold'}\nOutput:", answer=["yes", "no", "perhaps it is"][i % 3]) for i in range(30)]
+    rows = [
+        dict(
+            id=f"r{i}", instruction_id=f"i{i % 2}", text_id=f"t{i}",
+            prompt=(
+                "Name the label: yes, no, perhaps.\n\n"
+                f"Input: the soup number {i} was {'fine' if i % 3 else 'cold'}\nOutput:"),
+            answer=["yes", "no", "perhaps it is"][i % 3])
+        for i in range(30)]
     store.stage("corpus", lambda out, work: write_rows(out/"corpus.parquet", rows))
     difficulty_stage(s, store)
     return s, store
@@ -92,7 +108,10 @@ def test_the_stage_scores_a_part_and_is_not_run_twice(run):
     from compeffdist.difficulty import load_scorer, score
     s, store = run
     done = measures_stage(s, store)
-    assert done.counts == dict(rows=12, proxies=1, found_in_prompt=done.counts["found_in_prompt"]) and not done.cached and measures_stage(s, store).cached
+    assert (
+        done.counts == dict(rows=12, proxies=1, found_in_prompt=done.counts["found_in_prompt"])
+        and not done.cached
+        and measures_stage(s, store).cached)
     table, got = compared_rows(s, store), store.rows("measures", "measures.parquet").to_pandas()
     assert got["id"].tolist() == table["id"].tolist() and len(got) == 12
     model, tokenizer, _ = load_scorer(s, store)
@@ -100,13 +119,20 @@ def test_the_stage_scores_a_part_and_is_not_run_twice(run):
         twin = score(model, tokenizer, table[["id", "prompt", "answer"]], metric, separator=" ")[f"{metric}_score"]
         assert np.allclose(got[f"{metric}_score"], twin, rtol=1e-4)
     proxy = store.rows("measures", "proxies.parquet").to_pandas()
-    twin = score(*load_proxy("package:qwen3", s, store), table[["id", "prompt", "answer"]], separator=" ")["rank_score"]
+    twin = score(
+        *load_proxy("package:qwen3", s, store), table[["id", "prompt", "answer"]], separator=" ")["rank_score"]
     assert np.allclose(proxy.rank_score, twin, atol=1e-5) and set(proxy.proxy) == {"package:qwen3"}
     moved = table.answer.isin(["yes", "no"]).to_numpy()  # the instruction names them
-    assert done.counts["found_in_prompt"] == moved.sum() and np.array_equal(got.searched_score[~moved], table.rank_score[~moved])
+    assert (
+        done.counts["found_in_prompt"] == moved.sum()
+        and np.array_equal(got.searched_score[~moved], table.rank_score[~moved]))
 
 
 def test_more_rows_add_to_the_same_ones(run):
     s, store = run
-    few, many = (set(compared_rows(s.model_copy(update=dict(difficulty_compare_rows=n)), store)["id"]) for n in (5, 20))
-    assert few < many and len(few) == 5 and len(compared_rows(s.model_copy(update=dict(difficulty_compare_rows=99)), store)) == 30
+    few, many = (
+        set(compared_rows(s.model_copy(update=dict(difficulty_compare_rows=n)), store)["id"])
+        for n in (5, 20))
+    assert (
+        few < many and len(few) == 5
+        and len(compared_rows(s.model_copy(update=dict(difficulty_compare_rows=99)), store)) == 30)

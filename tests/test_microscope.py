@@ -1,6 +1,6 @@
 "The microscope agrees with scorer and sampler, and says what it cannot explain."
 import math
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pytest, torch
 from compeffdist.difficulty import score, token_rank_scores, token_ranks
 from compeffdist.microscope import decide, explain, nucleus_sizes, read_answer
 from compeffdist.sampling import keep_probability, sample_by_difficulty
@@ -18,7 +18,9 @@ def samples():
     words = "soup staff film ending battery superb dull friendly negative clever".split()
     rng = np.random.default_rng(0)
     pick = lambda n: " ".join(rng.choice(words, n))
-    return [dict(id=f"s{i}", instruction_id=f"i{i % 3}", prompt=pick(6) + "\nOutput:", answer=pick(1 + i % 5)) for i in range(24)]
+    return [
+        dict(id=f"s{i}", instruction_id=f"i{i % 3}", prompt=pick(6) + "\nOutput:", answer=pick(1 + i % 5))
+        for i in range(24)]
 
 
 def slow_size(logits, top_p):
@@ -53,9 +55,13 @@ def test_contributions_add_up_to_the_scorers_score(pair, samples, skip, chat):
     scored = score(*pair, samples, per_token=True, **keywords).to_list()
     for s, row in zip(samples, scored):
         r = read_answer("m", *pair, s, **keywords)
-        assert r.score == row["rank_score"] and math.isclose(sum(t.contribution for t in r.tokens), r.score, abs_tol=1e-9)
+        assert (
+            r.score == row["rank_score"]
+            and math.isclose(sum(t.contribution for t in r.tokens), r.score, abs_tol=1e-9))
         assert [t.rank for t in r.tokens] == row["token_ranks"] and [t.score for t in r.tokens] == row["token_values"]
-        assert all((t.rank == 0) == (t.text == t.expected) or t.rank for t in r.tokens) and all(0 <= t.probability <= 1 for t in r.tokens)
+        assert (
+            all((t.rank == 0) == (t.text == t.expected) or t.rank for t in r.tokens)
+            and all(0 <= t.probability <= 1 for t in r.tokens))
     assert len({row["rank_score"] for row in scored}) > 10
 
 
@@ -71,8 +77,13 @@ def test_decisions_are_the_samplers(pair, samples, method, by):
         for s, d in zip(samples, said):
             rivals = table if by is None else table[table.instruction_id == s["instruction_id"]]
             harder = int((rivals.rank_score > float(table.rank_score[table.id == s["id"]].iloc[0])).sum())
-            assert d.size == len(rivals) and d.place >= harder + 1 and d.quantile == pytest.approx((d.size - d.place + 0.5) / d.size)
-            assert d.probability == pytest.approx(keep_probability(d.quantile, 1.0, 0.4)) and d.kept == (d.draw < d.probability)
+            assert (
+                d.size == len(rivals)
+                and d.place >= harder + 1
+                and d.quantile == pytest.approx((d.size - d.place + 0.5) / d.size))
+            assert (
+                d.probability == pytest.approx(keep_probability(d.quantile, 1.0, 0.4))
+                and d.kept == (d.draw < d.probability))
 
 
 def test_text_and_html_show_every_token_and_every_model(pair, samples):
@@ -80,7 +91,9 @@ def test_text_and_html_show_every_token_and_every_model(pair, samples):
     sample = dict(samples[4], answer="<b>soup</b>\n& dull", id="s4")
     e = explain(sample, {"student": pair, "proxy": pair}, {"student": table})
     html, wide, narrow = e._repr_html_(), e.text(160), e.text(70)
-    assert html.count("<span title=") == sum(len(r.tokens) for r in e.readings) and "<b>soup</b>" not in html and "&amp;" in html
+    assert (
+        html.count("<span title=") == sum(len(r.tokens) for r in e.readings)
+        and "<b>soup</b>" not in html and "&amp;" in html)
     assert "student" in wide and "proxy" in wide and "│" in wide and "│" not in narrow
     assert max(map(len, wide.splitlines())) <= 160 and max(map(len, narrow.splitlines())) <= 70
     assert "differs from the one read here" in html  # the table's score is of another answer
@@ -90,12 +103,16 @@ def test_text_and_html_show_every_token_and_every_model(pair, samples):
 
 def test_what_cannot_be_explained(pair, samples):
     table = score(*pair, samples, separator=" ").to_pandas()
-    for change, message in ((dict(answer=" "), "'s0'.*empty"), (dict(prompt="soup " * 600), "'s0'.*cut away entirely")):
+    for change, message in (
+            (dict(answer=" "), "'s0'.*empty"),
+            (dict(prompt="soup " * 600), "'s0'.*cut away entirely")):
         with pytest.raises(UserError, match=message): explain(dict(samples[0], **change), {"m": pair})
     with pytest.raises(UserError, match="lacks prompt"): explain(dict(id="x", answer="a"), {"m": pair})
     with pytest.raises(UserError, match="no such model"): explain(samples[0], {"m": pair}, {"other": table})
-    with pytest.raises(UserError, match="'new' occurs 0 times"): explain(dict(samples[0], id="new"), {"m": pair}, {"m": table})
-    with pytest.raises(UserError, match="no column 'rank_score'"): explain(samples[0], {"m": pair}, {"m": table.drop(columns="rank_score")})
+    with pytest.raises(UserError, match="'new' occurs 0 times"):
+        explain(dict(samples[0], id="new"), {"m": pair}, {"m": table})
+    with pytest.raises(UserError, match="no column 'rank_score'"):
+        explain(samples[0], {"m": pair}, {"m": table.drop(columns="rank_score")})
     with pytest.raises(UserError, match="rate"): explain(samples[0], {"m": pair}, {"m": table}, rate=10)
 
 

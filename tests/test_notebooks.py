@@ -31,6 +31,16 @@ def test_size_and_prose(path):
     assert prose > 120
 
 @named
+def test_no_line_of_code_is_wider_than_a_screen(path):
+    wide = [l for c in cells(path) if c["cell_type"] == "code" for l in source(c).splitlines() if len(l) > 119]
+    assert not wide, wide
+
+def test_no_line_of_tests_and_benchmarks_is_wider_than_a_screen():
+    files = [*(ROOT/"tests").glob("*.py"), *(ROOT/"benchmarks").glob("*.py")]
+    wide = [f"{f.name}:{i}" for f in files for i, l in enumerate(f.read_text().splitlines(), 1) if len(l) > 119]
+    assert len(files) > 30 and not wide, wide
+
+@named
 def test_no_notebook_ends_itself(path):
     "papermill counts an exit with a message as a failure, and the runner stops."
     assert not any(

@@ -309,7 +309,6 @@ def test_the_memory_plan_is_kept(method, weighted):
 
 
 def test_measures_equal_slow_twins():
-    from sklearn.metrics import silhouette_score
     table, v, _ = blobs(5, 6, seed=2)
     got = cluster_attributes(table, vectors=v)
     rows = v[[table.attribute.tolist().index(a) for a in got.attribute]]

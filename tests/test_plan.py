@@ -1,6 +1,6 @@
 """The plan: counts from the settings, prices that are never invented,
 and planned tokens against what the committed runs really read."""
-import json, math
+import json
 from pathlib import Path
 import pytest
 from compeffdist.evaluate import pick_items

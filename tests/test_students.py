@@ -86,6 +86,37 @@ def test_loss_equals_a_bare_loop_on_one_step(tok, tmp_path):
     _, log = students.finetune(m, tok, ROWS, settings(train_epochs=1, train_batch=len(ROWS)), tmp_path)
     assert log["curve"][0]["loss"] == pytest.approx(want, abs=1e-4)
 
+@pytest.mark.parametrize("muon", [0, 0.5])
+def test_every_weight_is_trained_by_the_optimizer_that_the_settings_name(tok, tmp_path, muon):
+    import torch
+    s = settings(
+        train_muon=muon, train_epochs=1, train_scheduler="constant", train_warmup=0, train_clip=1e9,
+        train_batch=len(ROWS), train_weight_decay=0.1)
+    trained, log = students.finetune(model(tok), tok, ROWS, s, tmp_path)
+    assert log["steps"] == 1 and log["optimizer"] == ("muon" if muon else "adamw")
+    alone = model(tok)
+    batch = [torch.tensor(r["input_ids"]) for r in students.encode_rows(ROWS, tok, 96)[0]]
+    labels = [torch.tensor(r["labels"]) for r in students.encode_rows(ROWS, tok, 96)[0]]
+    pad = lambda rows, value: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+    alone(input_ids=pad(batch, 0), labels=pad(labels, -100), attention_mask=pad(batch, -1) >= 0).loss.backward()
+    common = dict(lr=s.train_lr, betas=(s.train_beta1, s.train_beta2), eps=s.train_eps, weight_decay=0.1)
+    if muon: base.muon_adamw(alone, matrices=muon, **common).step()
+    else:
+        decayed, free = ([p for p in alone.parameters() if (p.ndim == 2) == yes] for yes in (True, False))
+        torch.optim.AdamW([dict(params=decayed), dict(params=free, weight_decay=0.0)], **common).step()
+    for (name, p), q in zip(trained.named_parameters(), alone.parameters()):
+        assert torch.allclose(p, q, atol=2e-5), name
+
+def test_muon_goes_with_adapters_and_not_with_shards(tok, tmp_path, monkeypatch):
+    import torch
+    before = model(tok)
+    after, _ = students.finetune(
+        model(tok), tok, ROWS, settings(train_muon=1, train_lora_r=4, train_epochs=1), tmp_path/"lora")
+    assert not all(torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters()))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="train_muon = 1.0 needs whole copies .* train_fsdp = false, or train_muon = 0"):
+        students.finetune(model(tok), tok, ROWS, settings(train_muon=1, train_fsdp=True), tmp_path)
+
 @pytest.mark.parametrize("power, lm", [(0, 0), (0.5, 0), (1, 0), (1, 0.3), (0, 2)])
 @pytest.mark.parametrize("family", list(base.FAMILIES))
 def test_weighted_loss_equals_a_row_by_row_twin(power, lm, family):
@@ -158,7 +189,7 @@ def made_by(n, folder, tok, **over):
 @pytest.mark.parametrize(
     "over",
     [
-        dict(train_length_power=0.5),
+        dict(train_length_power=0.5, train_muon=1),
         dict(train_batch=2, train_accumulation=2),
         dict(train_length_power=1, train_batch=2, train_accumulation=2, train_lora_r=4),
     ],
@@ -351,10 +382,11 @@ def test_missing_bitsandbytes_is_named(stored, monkeypatch):
     ):
         students.load_student(stored, "float32", "nf4")
 
-def test_an_interrupted_run_ends_with_the_same_weights(tok, tmp_path, monkeypatch):
+@pytest.mark.parametrize("muon", [0, 1.5])
+def test_an_interrupted_run_ends_with_the_same_weights(tok, tmp_path, monkeypatch, muon):
     import torch
     from transformers import TrainerCallback
-    s = settings(train_save_steps=5)
+    s = settings(train_save_steps=5, train_muon=muon)
     whole, _ = students.finetune(model(tok), tok, ROWS, s, tmp_path/"whole", seed=3)
     class Kill(TrainerCallback):
         def on_step_end(self, args, state, control, **kw):

@@ -242,6 +242,7 @@ def orthogonalised(
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T if matrix.size(0) > matrix.size(1) else x
 
+# %% ../nbs/07a_base.ipynb #27fe7f37
 @cache
 def _muon_adamw():
     "The class, made when it is first asked for: importing this module does not import torch."

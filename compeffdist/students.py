@@ -316,6 +316,27 @@ def _trainer_class(batch, power, lm_weight):
             return Order([len(ids) for ids in self.train_dataset["input_ids"]], self.args.seed)
     return Distiller
 
+# %% ../nbs/10_students.ipynb #490c5cf0
+def _agreed(settings, processes):
+    "The setting that weighs rows, if any; raises `UserError` for settings that do not go together."
+    import torch
+    s = settings
+    own = next((k for k in ("train_length_power", "train_lm_weight") if getattr(s, k)), None)
+    whole = "train_muon" if s.train_muon else own
+    if own and s.train_packing:
+        raise UserError(
+            f"{own} = {getattr(s, own)} weighs rows, and train_packing = true joins rows. "
+            "Set one of them to 0 or false.")
+    if processes == 1 and torch.cuda.device_count() > 1:
+        raise UserError(
+            f"{torch.cuda.device_count()} GPUs are seen by one process, which can train on one. "
+            "Set train_processes = 0 (a process for each), or CUDA_VISIBLE_DEVICES=0.")
+    if whole and s.train_fsdp and processes > 1:
+        raise UserError(
+            f"{whole} = {getattr(s, whole)} needs whole copies of the student, and train_fsdp = true cuts it up. "
+            f"Set train_fsdp = false, or {whole} = 0, which is the paper's way.")
+    return own
+
 # %% ../nbs/10_students.ipynb #83398921
 def finetune(
     model: Any, # a causal language model, changed in place
@@ -335,23 +356,9 @@ def finetune(
         raise UserError(
             f"None of {counts['rows_in']} training rows fits into "
             f"train_max_length = {settings.train_max_length} tokens. Raise it in settings.ini.")
-    own = next((k for k in ("train_length_power", "train_lm_weight") if getattr(settings, k)), None)
-    whole = "train_muon" if settings.train_muon else own
-    if own and settings.train_packing:
-        raise UserError(
-            f"{own} = {getattr(settings, own)} weighs rows, and train_packing = true joins rows. "
-            "Set one of them to 0 or false.")
     set_seed(seed)
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    devices = processes if processes > 1 else torch.cuda.device_count()
-    if devices > processes:
-        raise UserError(
-            f"{devices} GPUs are seen by one process, which can train on one. "
-            "Set train_processes = 0 (a process for each), or CUDA_VISIBLE_DEVICES=0.")
-    if whole and settings.train_fsdp and processes > 1:
-        raise UserError(
-            f"{whole} = {getattr(settings, whole)} needs whole copies of the student, "
-            f"and train_fsdp = true cuts it up. Set train_fsdp = false, or {whole} = 0, which is the paper's way.")
+    own = _agreed(settings, processes)
     args = training_arguments(settings, work, len(encoded), seed, processes)
     _fit_to(args, model)
     model, attention = _prepared(model, settings), model.config._attn_implementation

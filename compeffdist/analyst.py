@@ -93,8 +93,8 @@ def label_sets(
         out += [_split(m) for m in re.findall(r"[(\[{]([^()\[\]{}]{3,400})[)\]}]", line)]
         quoted = tuple(dict.fromkeys(
             _clean(q)
-            for q in re.findall(r"[\"“`‘]([^\"“”`‘’\n]{1,40})[\"”`’]|(?<!\w)'([^'\n]{1,40})'", line)
-            for q in q if q
+            for groups in re.findall(r"[\"“`‘]([^\"“”`‘’\n]{1,40})[\"”`’]|(?<!\w)'([^'\n]{1,40})'", line)
+            for q in groups if q
         ))
         out.append(quoted)
         out += [
@@ -191,7 +191,7 @@ def _named_fields(instruction: str) -> tuple[str, ...]:
     quoted = re.findall(r"[\"'`“]([A-Za-z][\w \-]{1,30})[\"'`”]\s*:", instruction) or \
         [q for q in re.findall(r"[\"'`“]([A-Za-z][\w \-]{1,30})[\"'`”]", instruction) if "_" in q or _norm(q) in known]
     after = re.search(r"(?:fields|keys|attributes|properties|with)\b[^:\n]{0,30}?[:\s]\s*(.+)", instruction, re.I)
-    plain = [w for w in re.findall(r"[a-z]+(?:_[a-z]+)+", instruction)]
+    plain = re.findall(r"[a-z]+(?:_[a-z]+)+", instruction)
     if not quoted and not plain and after:
         plain = [w for w in re.findall(r"[A-Za-z_]+", after[1]) if _norm(w) in known]
     return tuple(dict.fromkeys(q for q in (quoted or plain) if _norm(q) not in _synonyms()["polarity"]))
@@ -210,7 +210,7 @@ def plan(
     ranges = [(float(a), float(b)) for a, b in _RANGE.findall(instruction) if float(a) < float(b) <= 100]
     if numbers or (ranges and not outputs and re.search(r"scale|score|rate|rating|number|integer|scor", low)):
         seen = [float(o) for o in outputs] if numbers else []
-        a, b = ranges[0] if ranges else (min(0.0, *seen, 0.0) if min(seen) < 1 else 1.0, max(5.0, *seen))
+        a, b = ranges[0] if ranges else (min(0.0, *seen) if min(seen) < 1 else 1.0, max(5.0, *seen))
         whole = not any("." in o for o in outputs) and not re.search(r"decimal|float|0\.\d", low) and b - a > 2
         return Plan("score", low=a, high=b, whole=whole)
     short = tuple(dict.fromkeys(o.strip() for o in outputs)) if all(len(o.split()) <= 5 for o in outputs) else None
@@ -342,7 +342,7 @@ def _polarity_name(polarity: str, instruction: str, seen: tuple[str, ...]) -> st
     return polarity
 
 # %% ../nbs/03a_analyst.ipynb #1fbfebb9
-def _rows(p: Plan, kinds: Mapping[str, str], facts: Facts) -> list[Aspect]:
+def _rows(kinds: Mapping[str, str], facts: Facts) -> list[Aspect]:
     "Which aspects a table asks for: per opinion, per term, or per category."
     have, aspects = set(kinds.values()), list(facts.aspects)
     if "opinion" in have or "expression" in have:
@@ -363,7 +363,7 @@ def _rows(p: Plan, kinds: Mapping[str, str], facts: Facts) -> list[Aspect]:
     return out
 
 # %% ../nbs/03a_analyst.ipynb #6b3e43c9
-def _json(p: Plan, instruction: str, facts: Facts, target: str, rng: random.Random) -> str:
+def _json(p: Plan, instruction: str, facts: Facts, target: str) -> str:
     "An array of rows, an object, or an array of strings."
     if p.shape == "strings":
         low = instruction.lower()
@@ -378,7 +378,7 @@ def _json(p: Plan, instruction: str, facts: Facts, target: str, rng: random.Rand
         null = any("NULL" in v for v in p.values.values()) or "null" in instruction.lower() or "term" in kinds.values()
         rows = [
             {f: _cell(f, k, a, p, instruction, facts, target, null) for f, k in kinds.items()}
-            for a in _rows(p, kinds, facts)
+            for a in _rows(kinds, facts)
         ]
         rows = list({json.dumps(r, ensure_ascii=False): r for r in rows}.values())
         if not rows and "holder" in kinds.values(): rows = [dict.fromkeys(p.fields, "NULL")]
@@ -493,7 +493,7 @@ def answer(
     p, facts = plan(instruction, outputs), analyse(text)
     if p.kind == "labels": return _label(p, instruction, facts, target)
     if p.kind == "score": return _score(p, instruction, facts)
-    if p.kind == "json": return _json(p, instruction, facts, target, rng)
+    if p.kind == "json": return _json(p, instruction, facts, target)
     return _prose(instruction, facts, target, rng)
 
 # %% ../nbs/03a_analyst.ipynb #f47f3466

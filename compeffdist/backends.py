@@ -406,12 +406,12 @@ def _parse(request, reply, attempts):
         choice, usage = data["choices"][0], data.get("usage") or {}
         text = choice["message"]["content"] if "message" in choice else choice["text"]
         reason = choice.get("finish_reason") or "stop"
+        read, written = (usage.get(k) or 0 for k in ("prompt_tokens", "completion_tokens"))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
         raise ValueError(f"status 200 with a body that is no completion: {reply.text[:120]!r}") from e
     if reason == "content_filter": return failed(request, "the server's content filter withheld the answer", attempts)
     return Response(
-        request.id, text, "length" if reason == "length" else "stop",
-        usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0, attempts=attempts,
+        request.id, text, "length" if reason == "length" else "stop", read, written, attempts=attempts,
     )
 
 def _pause(self, attempt, header):
@@ -476,10 +476,9 @@ def _openai_generate(self: OpenAITeacher, requests: Sequence[Request], seeds: Se
     """Keep `concurrency` requests in flight;
     on an error that concerns all, hand over what is still coming in, then raise it."""
     import httpx2 as httpx
-    key, stop, trouble, flying, queue = (
-        os.environ.get(self.api_key_env), threading.Event(), None,
-        set(), list(zip(requests, seeds))[::-1],
-    )
+    key = os.environ.get(self.api_key_env)
+    queue, flying = list(zip(requests, seeds))[::-1], set()
+    stop, trouble = threading.Event(), None
     client = httpx.Client(
         timeout=self.timeout,
         headers={"Authorization": f"Bearer {key}"} if key else {},

@@ -62,11 +62,12 @@ def _by_kind(instructions, types=()):
     return out
 
 class _Deck:
-    "Texts in random order, each equally often; never the same text twice for one instruction."
+    """Texts in random order, `deal` gives each equally often; `deal_near` takes none out of the deck.
+    Never the same text twice for one instruction."""
     def __init__(self, texts, rng):
-        self.texts, self.rng, self.deck, self.used, self.by_id, self.near = (
-            texts, rng, [], {}, {t["id"]: t for t in texts}, {},
-        )
+        self.texts, self.rng = texts, rng
+        self.by_id = {t["id"]: t for t in texts}
+        self.deck, self.used, self.near = [], {}, {}
     def deal_near(self, instruction, ids):
         used = self.used.setdefault(instruction, set())
         if instruction not in self.near: self.near[instruction] = iter(self.rng.sample(list(ids), len(ids)))
@@ -75,13 +76,12 @@ class _Deck:
         return None # every nearby text has been used
     def deal(self, instruction):
         used = self.used.setdefault(instruction, set())
-        for _ in range(2):
-            for i in range(len(self.deck) - 1, -1, -1):
-                if self.deck[i]["id"] not in used:
-                    text = self.deck.pop(i); used.add(text["id"])
-                    return text
+        if len(used) == len(self.by_id): return None # this instruction has met every text
+        if all(t["id"] in used for t in self.deck):
             self.deck = self.rng.sample(self.texts, len(self.texts)) + self.deck
-        return None # this instruction has met every text
+        text = self.deck.pop(next(i for i in reversed(range(len(self.deck))) if self.deck[i]["id"] not in used))
+        used.add(text["id"])
+        return text
 
 # %% ../nbs/07_corpus.ipynb #9805c268
 def plan_corpus(
@@ -116,9 +116,9 @@ def plan_corpus(
         possible = sum(map(len, kinds[kind].values())) * len(texts)
         if n > possible:
             raise UserError(
-                f"corpus_size = {size} needs {n:,} {kind} samples, "
-                f"but {possible // len(texts):,} instructions and {len(texts):,} texts "
-                f"make only {possible:,} different pairs. Lower corpus_size, or use more texts."
+                f"{size:,} samples (corpus_size times corpus_oversample) need {n:,} of kind {kind}, "
+                f"but {possible // len(texts):,} instructions and {len(texts):,} texts make only {possible:,} "
+                "different pairs. Lower corpus_size or corpus_oversample, or use more texts."
             )
         rows += _pairs(
             kind, kinds[kind], n, deck, rng, max_demonstrations, max_words, seed,

@@ -12,6 +12,7 @@ import hashlib, warnings
 from functools import lru_cache
 from itertools import combinations
 from importlib.util import find_spec
+from numbers import Real
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 from .settings import Settings, UserError
@@ -142,7 +143,7 @@ def _check_attributes(attributes):
             raise UserError(
                 f"Row {i}: the attribute must be non-empty text, got {name!r} ({type(name).__name__})."
             )
-        if isinstance(count, (bool, str)) or not count == count or count <= 0 or count != int(count):
+        if isinstance(count, bool) or not isinstance(count, Real) or not 1 <= count < 2**63 or count != int(count):
             raise UserError(
                 f"Row {i} ({name!r}): the count must be a whole number of at least 1, got {count!r}."
             )
@@ -284,14 +285,15 @@ def _partition(vectors, method, n_clusters, max_iter, seed, weights=None):
 def _check_arguments(n, method, n_clusters, weighted, damping, max_iter, percentile):
     if method not in METHODS:
         raise UserError(f"cluster_method = {method!r} is not known. Allowed: {', '.join(METHODS)}.")
-    if not 0.5 <= damping < 1: raise UserError(f"damping must be in [0.5, 1), got {damping!r}.")
-    if not 0 <= percentile <= 100: raise UserError(f"preference_percentile must be in [0, 100], got {percentile!r}.")
-    if max_iter < 1: raise UserError(f"max_iter must be at least 1, got {max_iter!r}.")
+    if not 0.5 <= damping < 1: raise UserError(f"cluster_damping must be in [0.5, 1), got {damping!r}.")
+    if not 0 <= percentile <= 100:
+        raise UserError(f"cluster_preference_percentile must be in [0, 100], got {percentile!r}.")
+    if max_iter < 1: raise UserError(f"cluster_max_iter must be at least 1, got {max_iter!r}.")
     if method == "affinity":
         if n_clusters is not None:
             raise UserError(
                 f"cluster_count = {n_clusters!r}: affinity propagation finds the number of perspectives itself. "
-                "Lower preference_percentile for fewer, or set cluster_method to kmeans or agglomerative."
+                "Lower cluster_preference_percentile for fewer, or set cluster_method to kmeans or agglomerative."
             )
         return
     if weighted and method == "agglomerative":

@@ -183,7 +183,9 @@ def _noun(w: Writer, cls: str, n: str) -> tuple[str, bool]:
     nouns = w.group.get(cls, w.t["classes"][cls]["nouns"])
     general = cls in GENERAL
     choice = w.bound[cls] if general and cls in w.bound else w.pick(nouns)
-    if general: w.bound[cls] = choice; w.keys.append(choice) if w.keys[-1:] != [choice] else None
+    if general:
+        w.bound[cls] = choice
+        if w.keys[-1:] != [choice]: w.keys.append(choice)
     return w.mark("T", choice.rstrip("*"), n=n, category=w.t["classes"][cls]["category"]), choice.endswith("*")
 
 GENERAL = {"place", "film", "product", "hotel", "shop"} # classes that stand for the whole thing reviewed
@@ -199,7 +201,7 @@ def fill(
     cls: str = "", # the class of `{T}`
     polarity: str = "", # pos, neg or neu
 ) -> str: # the clause, with borders
-    "Fill the slots of a frame, left to right; remembers keys, raises nothing."
+    "Fill the slots of a frame, left to right, and remember the keys; raises `Stuck` when no phrase fits."
     template = _alternatives(w, template)
     at = {n or "1": c for n, c in re.findall(r"\{T(\d?)(?:@(\w+))?\}", template)}
     words = lambda n: w.t["classes"][at.get(n) or at.get("1") or cls]

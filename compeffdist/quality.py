@@ -199,7 +199,7 @@ def quality_table(
         own_chance="attributes whose nearest instruction is of their own perspective, by chance",
     )
     rows += [dict(part="coverage", measure=words[k], value=v) for k, v in reach.items()]
-    bad = {f["id"] for f in faults if f["reason"].startswith(("fewer than two", "one label in", "label"))}
+    bad = {t["id"] for v in instructions.values() for t in v["tasks"] if label_faults(t)}
     rows += [
         dict(part="perspectives with a valid task", measure=k, value=v)
         for k, v in types_covered(instructions, bad).items()

@@ -303,7 +303,7 @@ def _clauses(lows: Sequence[str], hits: Sequence[Hit]) -> tuple[list[int], list[
     heads = {h.head for h in hits}
     for i, w in enumerate(lows):
         first = i == 0 or lows[i - 1] in (".", "!", "?", ";")
-        subordinate = (subordinate or first and w in _OPENERS) and not w in ".!?;"
+        subordinate = (subordinate or first and w in _OPENERS) and w not in ".!?;"
         ends = (
             w in _BREAKS
             or (w == "," and subordinate)

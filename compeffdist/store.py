@@ -62,8 +62,14 @@ def read_json(
 ) -> Any: # its value
     "Read JSON; a damaged file raises `UserError` naming file and position."
     try: return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise UserError(f"{path} cannot be read: {e}. Delete it and run the same command again.") from e
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e: raise _unreadable(path, e) from e
+
+def _unreadable(path, e):
+    "The error for a file that may be a run's (then it can be deleted), the project's or a user's."
+    return UserError(
+        f"{path} cannot be read: {e}. If a run made it, delete it and run the same command again; "
+        "if not, restore or correct it."
+    )
 
 # %% ../nbs/01_store.ipynb #2b846a18
 def write_rows(
@@ -84,8 +90,7 @@ def read_rows(
     import pyarrow as pa, pyarrow.parquet as pq
     from datasets import Dataset
     try: return Dataset(pq.read_table(path))
-    except (OSError, pa.ArrowInvalid) as e:
-        raise UserError(f"{path} cannot be read: {e}. Delete it and run the same command again.") from e
+    except (OSError, pa.ArrowInvalid) as e: raise _unreadable(path, e) from e
 
 # %% ../nbs/01_store.ipynb #feac89ec
 def content_hash(
@@ -167,16 +172,31 @@ class ResponseRecord:
     ):
         self.path, self._lock = Path(path), threading.Lock()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with _record_errors(self.path):
             self._db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=60)
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=normal")
             self._db.executescript(_SCHEMA)
-        except sqlite3.DatabaseError as e:
-            raise UserError(
-                f"{self.path} is not a readable record of responses: {e}. "
-                "Move it away and run again, or restore it from a copy."
-            ) from e
+
+@contextlib.contextmanager
+def _record_errors(path):
+    "Turn what SQLite says of a file (not of a wrong call) into a `UserError` with the advice that fits."
+    try: yield
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError): raise
+    except sqlite3.DatabaseError as e:
+        code = getattr(e, "sqlite_errorcode", 0) & 0xFF # the primary code of an extended one
+        advice = _ADVICE.get(code, "Move it away and run again, or restore it from a copy.")
+        raise UserError(f"{path}, the record of responses, cannot be used: {e}. {advice}") from e
+
+_SPACE = (
+    "Free some disk space, or choose a folder that may be written (outputs = … in settings.ini), "
+    "and run the same command again; the responses recorded so far are kept."
+)
+_ADVICE = { # for any other code the file is no record, or damaged
+    sqlite3.SQLITE_BUSY: "Another run is writing it: wait until that has ended, and run the same command again.",
+    sqlite3.SQLITE_FULL: _SPACE, sqlite3.SQLITE_IOERR: _SPACE,
+    sqlite3.SQLITE_READONLY: _SPACE, sqlite3.SQLITE_CANTOPEN: _SPACE,
+}
 
 # %% ../nbs/01_store.ipynb #41756600
 def _put(
@@ -186,7 +206,7 @@ def _put(
 ) -> None:
     "Keep one response, at once; a request that had been given up is alive again."
     row = dict(row, key=key, params=json.dumps(row.get("params", {}), sort_keys=True))
-    with self._lock, _disk_errors(self.path):
+    with self._lock, _record_errors(self.path):
         self._db.execute(
             f"insert or replace into responses ({','.join(_COLUMNS)}) values ({','.join('?' * len(_COLUMNS))})",
             [row.get(c) for c in _COLUMNS],
@@ -202,22 +222,13 @@ def _bury(
     attempts: int = 1, # how often it was tried
 ) -> None:
     "Keep a request that failed for good, with its reason."
-    with self._lock, _disk_errors(self.path):
+    with self._lock, _record_errors(self.path):
         self._db.execute(
             "insert or replace into dead values (?,?,?,?,?)",
             [key, stage, request_id, reason, attempts],
         )
 
 # %% ../nbs/01_store.ipynb #2b69b814
-@contextlib.contextmanager
-def _disk_errors(path):
-    try: yield
-    except sqlite3.OperationalError as e:
-        raise UserError(
-            f"{path} could not be written: {e}. Free some disk space and run the same command again; "
-            "the responses recorded so far are kept."
-        ) from e
-
 def _get_many(
     self: ResponseRecord,
     keys: Sequence[str], # hashes
@@ -226,7 +237,7 @@ def _get_many(
     found, keys = {}, list(keys)
     for i in range(0, len(keys), 500):
         part = keys[i:i + 500]
-        with self._lock:
+        with self._lock, _record_errors(self.path):
             rows = self._db.execute(
                 f"select {','.join(_COLUMNS)} from responses where key in ({','.join('?' * len(part))})",
                 part,
@@ -239,7 +250,7 @@ def _dead(
     stage: str|None = None, # only this stage's; all if None
 ) -> list[dict]: # key, stage, request_id, reason, attempts
     "The requests given up."
-    with self._lock:
+    with self._lock, _record_errors(self.path):
         rows = self._db.execute(
             "select * from dead where ?1 is null or stage = ?1 order by stage, request_id",
             [stage],
@@ -250,7 +261,8 @@ def _count(
     self: ResponseRecord,
 ) -> int: # number of responses held
     "How many responses are recorded."
-    with self._lock: return self._db.execute("select count(*) from responses").fetchone()[0]
+    with self._lock, _record_errors(self.path):
+        return self._db.execute("select count(*) from responses").fetchone()[0]
 
 ResponseRecord.put, ResponseRecord.bury, ResponseRecord.get_many, ResponseRecord.dead, ResponseRecord.__len__ = (
     _put, _bury, _get_many, _dead, _count

@@ -111,7 +111,8 @@ def _hub_texts(sources: Sequence[str], total: int, seed: int) -> list[dict[str, 
             "texts_source = hub needs texts_hub = owner/name[/config]:column[@revision], … in settings.ini."
         )
     rows = []
-    for s in map(hub_source, sources):
+    for entry in sources:
+        s = hub_source(entry)
         name = "/".join(filter(None, (s["path"], s["config"])))
         try: data = load_dataset(s["path"], s["config"], split="train", revision=s["revision"])
         except (OSError, ValueError) as e:
@@ -125,10 +126,10 @@ def _hub_texts(sources: Sequence[str], total: int, seed: int) -> list[dict[str, 
                 f"it has {', '.join(data.column_names)}."
             )
         data = (
-            data.shuffle(seed=derive_seed(seed, "hub", name))
+            data.shuffle(seed=derive_seed(seed, "hub", entry))
             .select(range(min(len(data), -(-total // len(sources)))))
         )
-        rows += [dict(id=f"{name}-{i}", text=t, domain=name) for i, t in enumerate(data[s["column"]])]
+        rows += [dict(id=f"{entry}-{i}", text=t, domain=name) for i, t in enumerate(data[s["column"]])]
     return rows
 
 # %% ../nbs/02a_texts.ipynb #671d68e4
@@ -139,13 +140,12 @@ def user_texts(
     "User texts of the chosen source, as they come; `clean` drops empty and double ones."
     if settings.texts_source == "embedded": return _embedded_texts(settings.texts_total, settings.seed)
     if settings.texts_source == "hub": return _hub_texts(settings.texts_hub, settings.texts_total, settings.seed)
-    folder = folder or benchmark_folder(settings)
-    if folder is None:
+    if benchmark_folder(settings) is None: # whatever `folder` is: the embedded benchmark has the same layout
         raise UserError(
             "texts_source = sentibench needs a real SentiBench folder, but sentibench = embedded. "
             "Pass SENTIBENCH=<folder>, or set texts_source = embedded."
         )
-    return _sentibench_texts(folder)
+    return _sentibench_texts(folder or benchmark_folder(settings))
 
 # %% ../nbs/02a_texts.ipynb #0d719177
 WORD = re.compile(r"\w+|[^\w\s.,;:!?()\"'*…-]")
@@ -254,7 +254,7 @@ def benchmark_stage(
 def texts_stage(
     settings: Settings, # texts_source, texts_total, texts_hub, seed
     store: Store, # holds the benchmark already
-) -> StageResult: # texts.parquet, removed.parquet, knobs.parquet when embedded
+) -> StageResult: # texts.parquet, removed.json, knobs.parquet when embedded
     "User texts without doubles and without anything from a test split."
     params = {k: getattr(settings, k) for k in ("texts_source", "texts_total", "texts_hub", "seed")}
     def build(out: Path, work: Path) -> dict[str, int]:
@@ -276,5 +276,4 @@ def texts_stage(
             rows_in=len(rows), **counts, exact=why["exact"], near=why["near"],
             rows_out=len(chosen), test_texts=len(tests),
         )
-    if settings.texts_source == "sentibench" and benchmark_folder(settings) is None: user_texts(settings)
     return store.stage("texts", build, inputs=["benchmark"], params=params, code=["texts"])

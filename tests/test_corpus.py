@@ -175,3 +175,16 @@ def test_even_answers_keep_each_instructions_share_and_do_not_favour_malformed_o
         and emotion.drop(["joy", "anger", "fear"]).sum() <= 2)
     assert (kept[kept.instruction_id == "open"].answer == "joy").all(), "other instructions keep their first rows"
     assert corpus.even_answers(rows, 1000) == rows
+
+
+def test_an_instruction_that_has_met_every_text_gets_none_and_the_deck_does_not_grow():
+    import random
+    deck = corpus._Deck(texts(5), random.Random(1))
+    assert len({deck.deal("i")["id"] for _ in range(5)}) == 5
+    assert [deck.deal("i") for _ in range(9)] == [None] * 9 and deck.deck == []
+    assert len({deck.deal("j")["id"] for _ in range(5)}) == 5
+
+
+def test_too_few_pairs_are_counted_as_the_settings_make_them():
+    message = r"^64 samples \(corpus_size times corpus_oversample\) need .*Lower corpus_size or corpus_oversample"
+    with pytest.raises(UserError, match=message): plan_corpus(instructions([2, 1], [1, 3]), texts(9), 64, 27 / 64)

@@ -351,3 +351,16 @@ def test_agreement_is_on_common_attributes_and_blind_to_names_of_groups():
         and pairs.query("first == 'a' and second == 'one'").ari.item() == 0
         and agreement({"a": a}).empty
     )
+
+
+@pytest.mark.parametrize("count", [float("inf"), 1e300, None, "7", [1], True])
+def test_a_count_that_is_no_whole_number_is_named(count):
+    table = pd.DataFrame(dict(attribute=["a", "b"], count=pd.Series([1, count], dtype=object)))
+    with pytest.raises(UserError, match=r"Row 1 \('b'\): the count must be a whole number"):
+        cluster_attributes(table, vectors=np.eye(2, dtype=np.float32))
+
+
+@pytest.mark.parametrize("name, value", [("damping", .4), ("preference_percentile", 101), ("max_iter", 0)])
+def test_bad_arguments_are_called_what_the_users_settings_are(name, value):
+    with pytest.raises(UserError, match=f"^cluster_{name} must be .*got {value}"):
+        cluster_attributes(blobs()[0], vectors=blobs()[1], **{name: value})

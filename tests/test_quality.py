@@ -188,3 +188,11 @@ def test_counts_at_each_step_add_up(tmp_path):
         and "2 other reasons (2)" in rows["demonstrations"]["reasons"]
         and rows["analysis prompts"]["reasons"] == "–"
     )
+
+
+def test_valid_tasks_do_not_hang_on_the_wording_of_findings():
+    frame = pd.DataFrame(dict(attribute=["mood", "price"], count=[9, 1], perspective=[0, 1]))
+    def valid(faults):
+        rows = Q.quality_table(instructions(), frame, faults, lambda texts: np.eye(3)[[len(x) % 3 for x in texts]])
+        return {r["measure"]: r["value"] for r in rows if r["part"] == "perspectives with a valid task"}
+    assert valid([]) == valid(Q.find_faults(instructions())) and valid([])["closed classification"] == 0.5

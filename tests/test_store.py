@@ -204,3 +204,30 @@ def test_rows_round_trip_in_every_form(tmp_path):
     for i, form in enumerate((rows, pd.DataFrame(rows), Dataset.from_list(rows))):
         write_rows(tmp_path/f"{i}.parquet", form)
         assert read_rows(tmp_path/f"{i}.parquet").to_list() == rows
+
+@pytest.mark.parametrize("read", [read_rows, read_json])
+def test_an_unreadable_file_is_only_to_be_deleted_if_a_run_made_it(tmp_path, read):
+    (tmp_path/"00_a.ipynb").write_bytes(b"PAR1{")
+    with pytest.raises(UserError, match="If a run made it, delete it .*; if not, restore or correct it"):
+        read(tmp_path/"00_a.ipynb")
+
+def test_a_record_that_another_run_is_writing_is_not_a_full_disk(tmp_path):
+    import sqlite3
+    record = ResponseRecord(tmp_path/"r.sqlite")
+    record._db.execute("pragma busy_timeout = 10")
+    other = sqlite3.connect(tmp_path/"r.sqlite", isolation_level=None)
+    other.execute("begin immediate")
+    for write in (lambda: record.put("k", text="", params={}), lambda: record.bury("k", "s", "r", "why")):
+        with pytest.raises(UserError, match="r.sqlite.*locked. Another run is writing it") as e: write()
+        assert "disk" not in str(e.value)
+    other.execute("rollback")
+    record.put("k", text="", params={})
+    assert len(record) == 1
+
+def test_a_damaged_record_is_named_by_whoever_reads_it(tmp_path):
+    record = ResponseRecord(tmp_path/"r.sqlite")
+    record._db.executescript("drop table responses; drop table dead")
+    for read in (lambda: record.get_many(["k"]), record.dead, lambda: len(record)):
+        with pytest.raises(UserError, match="r.sqlite.*no such table.*Move it away"): read()
+    record._db.close()
+    with pytest.raises(store_module.sqlite3.ProgrammingError): record.dead() # our mistake, not the file's

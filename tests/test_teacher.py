@@ -567,3 +567,12 @@ def test_settings_reach_the_back_ends(tiny_checkpoint):
 
 def test_a_hub_name_without_a_commit_is_warned_about():
     with pytest.warns(UserWarning, match="teacher_revision"): VLLMTeacher("Qwen/Qwen3-8B")
+
+
+@pytest.mark.parametrize("usage", ["12 tokens", [5, 2], 7])
+def test_usage_that_is_no_object_is_a_body_that_is_no_completion(usage):
+    from types import SimpleNamespace
+    from compeffdist.backends import _parse
+    body = dict(choices=[dict(text="yes")], usage=usage)
+    with pytest.raises(ValueError, match="no completion"):
+        _parse(BASE, SimpleNamespace(json=lambda: body, text=json.dumps(body)), 1)

@@ -213,3 +213,11 @@ def test_real_sentibench_texts():
     ]
     left, dropped = t.decontaminate(short, tests)
     assert len(left) + len(dropped) == len(short) and dropped and get_task("opener").folder == "absa/opener"
+
+
+def test_two_columns_of_one_data_set_have_ids_of_their_own(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    columns = {c: [f"{c} {i}" for i in range(9)] for c in ("title", "body")}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: datasets.Dataset.from_dict(columns))
+    rows = t._hub_texts(["a/b:title", "a/b:body", "a/b:body@v1"], 27, 1)
+    assert len({r["id"] for r in rows}) == 27 and {r["domain"] for r in rows} == {"a/b"}

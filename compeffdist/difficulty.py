@@ -460,7 +460,8 @@ def _scored(model, tokenizer, rows, ids, encoded, metric, top_p, batch_tokens, e
     def save(key, value):
         done[key] = value
         if handle: handle.write("\n" + json.dumps([key, value])); handle.flush()
-    training, _ = model.training, model.eval()
+    training = model.training
+    model.eval()
     try:
         with torch.inference_mode():
             _run(
@@ -492,8 +493,11 @@ def load_scorer(
     if torch.cuda.is_available(): model = model.to("cuda")
     return model.eval(), tokenizer, name if name != "student" else f"base-{settings.families[0]}"
 
-def base_path(settings: Settings, store: Store) -> Path:
-    "Folder of the first family's base student; builds it if it is not there."
+def base_path(
+    settings: Settings, # families, and what notebook 07a builds a base student from
+    store: Store, # holds base-<family>, or will
+) -> Path: # of its checkpoint
+    "Folder of the first family's base student; builds it if it is not there, and raises what `base_stage` raises."
     from compeffdist.base import base_stage
     return Path(base_stage(settings, store, settings.families[0]).path)
 

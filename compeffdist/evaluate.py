@@ -660,9 +660,7 @@ def evaluation_stage(
         f"evaluation-{family}-{system}", build,
         inputs=["benchmark"] + ([] if teaching or plain else [model_stage]),
         params=params,
-        code=["evaluate"]
-            + ["baselines"] * plain
-            + (["analyst"] if teaching and settings.teacher_backend == "embedded" else []),
+        code=["evaluate"],
     )
 
 # %% ../nbs/11a_evaluate.ipynb #2f135b18

@@ -7,7 +7,7 @@ __all__ = ['KNOWDIST_PROMPTS', 'ICL_TASKS', 'ICL_FIELDS', 'ICL_HEADERS', 'ICL_PR
            'icl_prompts', 'icl_render', 'icldist_rows', 'lineage_corpus_stage', 'lineage_corpora']
 
 # %% ../nbs/09d_lineage.ipynb #9a297c80
-import json, random
+import json, math, random
 from typing import Any, Mapping, Sequence
 from .corpus import answer_corpus, cut, render_prompt
 from .settings import Settings, UserError
@@ -33,9 +33,8 @@ def knowdist_rows(
     "Hand-written instructions over user texts; no pair twice; raises `UserError` when the texts are too few."
     if size > (most := len(texts) * len(KNOWDIST_PROMPTS)):
         raise UserError(
-            f"corpus_size = {size:,} needs more pairs than {len(KNOWDIST_PROMPTS)} instructions "
-            f"and {len(texts):,} texts make ({most:,}). "
-            "Lower corpus_size, or use more texts.")
+            f"{size:,} rows of KnowDist are wanted, and {len(KNOWDIST_PROMPTS)} instructions "
+            f"and {len(texts):,} texts make only {most:,} pairs. Ask for fewer rows, or use more texts.")
     pairs = random.Random(derive_seed(seed, "knowdist")).sample(
         [(i, k) for i in range(len(texts)) for k in range(len(KNOWDIST_PROMPTS))],
         size)
@@ -129,12 +128,18 @@ def icldist_rows(
     pool: int = ICL_POOL, # demonstrations a prompt can draw from
 ) -> list[dict]: # rows in the corpus's layout, without answers
     """In-context prompts whose demonstrations the teacher has answered;
-    texts and prompts take turns, 0 to 4 demonstrations."""
+    texts and prompts take turns, no pair twice, 0 to 4 demonstrations;
+    raises `UserError` when the texts are too few."""
     s, variants, texts = settings, icl_prompts(prompts, settings.seed), list(texts)
     if len(texts) <= pool:
         raise UserError(
             f"ICLDist draws {pool} demonstrations a prompt and a question beside them, "
             f"and there are only {len(texts)} user texts. Use more texts.")
+    if size > (most := prompts * (len(texts) - pool)):
+        raise UserError(
+            f"{size:,} rows of ICLDist are wanted, and {prompts:,} prompts and the {len(texts) - pool:,} texts "
+            f"that each does not draw demonstrations from make only {most:,} pairs. "
+            "Ask for fewer rows, or use more texts.")
     rng = random.Random(derive_seed(s.seed, "icldist"))
     draws = [rng.sample(texts, pool) for _ in variants]
     asked = [
@@ -151,9 +156,11 @@ def icldist_rows(
          if _usable(p, a.strip())]
         for p, d in zip(variants, draws)]
     used, rows = [{t["id"] for t in d} for d in draws], []
-    order = rng.sample(texts, len(texts))
-    for i in range(2 * size): # a pair that was used is skipped; stop at the wanted size
-        k, text = i % len(variants), order[(i // len(variants) * 7 + i) % len(order)]
+    order, step = rng.sample(texts, len(texts)), prompts + 7
+    lap = len(order) // math.gcd(step, len(order)) # rounds after which a prompt would meet the same texts again
+    for i in range(prompts * len(order)): # all pairs; demonstrations' texts are skipped; stop at the wanted size
+        turn, k = divmod(i, prompts)
+        text = order[(turn * step + k + turn // lap) % len(order)]
         if len(rows) == size: break
         if text["id"] in used[k]: continue
         used[k].add(text["id"])
@@ -174,7 +181,8 @@ def lineage_corpus_stage(
     name: str, # knowdist | icldist
     rate: float = 1.0, # rows to aim at, as a share of corpus_size
 ) -> StageResult: # corpus.parquet, dropped.parquet, as notebook 07's
-    "Ask the teacher for one of the older corpora (PAPER, \"Lineage\")."
+    """Ask the teacher for one of the older corpora (PAPER, "Lineage"), of as many rows as the texts give if those
+    are fewer; raises `UserError` for another name, or texts too few for ICLDist."""
     if name not in LINEAGE: raise UserError(f"{name!r} is no corpus of the lineage. Allowed: {', '.join(LINEAGE)}.")
     size = max(1, round(rate * settings.corpus_size))
     keys = ("max_words", "answer_temperature", "answer_max_tokens", "seed")
@@ -184,7 +192,7 @@ def lineage_corpus_stage(
         rows = (
             knowdist_rows(texts, min(size, len(texts) * len(KNOWDIST_PROMPTS)), s.max_words, s.seed)
             if name == "knowdist"
-            else icldist_rows(texts, size, s, teacher, store.record))
+            else icldist_rows(texts, min(size, (len(texts) - ICL_POOL) * ICL_PROMPTS), s, teacher, store.record))
         return dict(wanted=size) | answer_corpus(rows, s, store, teacher, name, out)
     return store.stage(
         f"corpus-{name}{share(rate)}", build,

@@ -7,6 +7,7 @@ __all__ = ['load_proxy', 'spearman', 'overlap', 'searched', 'compared_rows', 'me
 
 # %% ../nbs/09b_measures.ipynb #e0be07a2
 import math
+from pathlib import Path
 from typing import Any, Sequence
 import numpy as np
 from .settings import Settings, UserError
@@ -22,7 +23,7 @@ def load_proxy(
 ) -> tuple[Any, Any]: # model, tokenizer
     "A model that may score in the student's place; raises `UserError` for one that cannot be loaded."
     from compeffdist.base import check_seal, family_spec, students_folder
-    where, _, revision = name.partition("@")
+    where, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@") # a folder's @ is its own
     if name.startswith("package:"):
         family_spec(family := name.removeprefix("package:"))
         check_seal(students_folder()/family)

@@ -132,7 +132,7 @@ def decide(
     by: "str|None" = "instruction", # ranked within; None: over all rows
     seed: int = 42, # of the draws
 ) -> Decision: # for this sample
-    "The sampler's decision on one row; raises `UserError` for a sample that is not among the scored ones."
+    "The sampler's decision on one row; raises `UserError` for a sample that is not among the rows with a score."
     import numpy as np
     where = np.flatnonzero((scored["id"].astype(str) == str(sample.get("id"))).to_numpy())
     if len(where) != 1:
@@ -141,7 +141,11 @@ def decide(
             "its quantile is its place among them, so it must be there once. "
             "Score it together with its instruction, or leave out `scored`.")
     line = selection(scored, rate, method, a, by, seed).iloc[where[0]]
-    column = {"instruction": "instruction_id"}.get(by, by) if by not in getattr(scored, "columns", []) else by
+    if np.isnan(line.difficulty):
+        raise UserError(
+            f"Sample {sample.get('id')!r} has no rank_score among the scored rows, so it is in no one's sample. "
+            "Score it again, or leave out `scored`.")
+    column = {"instruction": "instruction_id"}.get(by, by) if by not in scored.columns else by
     mine = scored if by is None else scored[scored[column] == scored[column].iloc[where[0]]]
     size, difficulty = int(mine.rank_score.notna().sum()), float(line.difficulty)
     place = 0 if method == "random" else size - round(line["quantile"] * size - 0.5)
@@ -189,12 +193,15 @@ def _side_by_side(blocks, width):
 # white, amber, red, dark red: lightness falls throughout
 RAMP = ((255, 255, 255), (254, 217, 118), (240, 59, 32), (128, 0, 38))
 
-def _ground(score):
-    "Background and text colour of a token score."
+def _rgb(score):
+    "Red, green and blue of a token score's ground, 0 to 255."
     at = min(max(score, 0.0), 1.0) * (len(RAMP) - 1)
     i = min(int(at), len(RAMP) - 2)
-    rgb = [round(a + (b - a) * (at - i)) for a, b in zip(RAMP[i], RAMP[i + 1])]
-    return "rgb({},{},{})".format(*rgb), "#fff" if score > 0.55 else "#111"
+    return [round(a + (b - a) * (at - i)) for a, b in zip(RAMP[i], RAMP[i + 1])]
+
+def _ground(score):
+    "Background and text colour of a token score, for CSS."
+    return "rgb({},{},{})".format(*_rgb(score)), "#fff" if score > 0.55 else "#111"
 
 def _token_html(t):
     from html import escape

@@ -13,6 +13,12 @@ from .settings import UserError
 from .difficulty import EDGE, _as_rows, _columns, _fill, encode_sample, score
 
 # %% ../nbs/08a_scale.ipynb #d5b9030a
+def _check_mass(top_p):
+    if not 0 < top_p < 1:
+        raise UserError(
+            f"top_p must be in (0, 1), got {top_p!r}. "
+            "A nucleus of the whole vocabulary needs all logits: use `score`.")
+
 def rank_score_from_top(
     logprobs: Sequence[float], # the k largest log-probabilities of a position, largest first
     rank: int, # of the token that was written, from 0
@@ -20,10 +26,7 @@ def rank_score_from_top(
 ) -> float|None: # in [0, 1]; None: the nucleus is wider than k
     """The token score of PAPER section C from a part of the distribution;
     raises `UserError` for a `top_p` or `rank` that cannot be."""
-    if not 0 < top_p < 1:
-        raise UserError(
-            f"top_p must be in (0, 1), got {top_p!r}. "
-            "A nucleus of the whole vocabulary needs all logits: use `score`.")
+    _check_mass(top_p)
     if rank < 0: raise UserError(f"rank counts from 0, got {rank!r}.")
     if rank == 0: return 0.0
     mass, goal = 0.0, top_p * (1 - EDGE)
@@ -55,10 +58,7 @@ def _engine_config(engine, top_k, top_p):
     "The engine's model configuration, after a look at what it can give."
     config = engine.llm_engine.model_config
     most = config.get_vocab_size() if config.max_logprobs == -1 else config.max_logprobs
-    if not 0 < top_p < 1:
-        raise UserError(
-            f"top_p must be in (0, 1), got {top_p!r}. "
-            "A nucleus of the whole vocabulary needs all logits: use `score`.")
+    _check_mass(top_p)
     if not 1 <= top_k <= most:
         raise UserError(
             f"top_k = {top_k}, but the engine gives 1 to {most} log-probabilities a token. "

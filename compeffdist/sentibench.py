@@ -167,7 +167,7 @@ def _check_span(part, text, where, key):
         and len(part[0]) == len(part[1]))
     for words, span in zip(*part) if ok else ():
         b, _, e = span.partition(":") if isinstance(span, str) else ("", "", "")
-        ok = ok and isinstance(words, str) and b.isdigit() and e.isdigit() and int(b) <= int(e) <= len(text)
+        ok = ok and isinstance(words, str) and b.isdecimal() and e.isdecimal() and int(b) <= int(e) <= len(text)
     if not ok:
         raise UserError(
             f"{where}: {key} = {str(part)[:60]!r} is not [[words], ['begin:end']] "
@@ -185,7 +185,7 @@ def _check_answer(task, record, text, where):
                 _need(item, "target", str, at)
             _among(_need(item, "polarity", str, at), POLARITIES + ("conflict",), at, "polarity")
             for k in ("from", "to"):
-                if not str(item.get(k) or 0).isdigit():
+                if not str(item.get(k) or 0).isdecimal():
                     raise UserError(
                         f"{at}: {k} = {item[k]!r} is not a character offset. "
                         "Write a whole number, e.g. \"12\".")
@@ -207,7 +207,8 @@ def read_split(
     task, root = get_task(task), Path(folder)
     if not root.is_dir():
         raise UserError(
-            f"SentiBench folder {root} does not exist (looked in {root.resolve()}). "
+            f"SentiBench folder {root} {'is not a folder' if root.exists() else 'does not exist'} "
+            f"(looked in {root.resolve()}). "
             "Pass SENTIBENCH=<folder that holds sc/, multifaced/ and absa/>, or SENTIBENCH=embedded.")
     if not any(root.iterdir()):
         raise UserError(

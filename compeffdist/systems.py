@@ -92,10 +92,11 @@ def ablations(
         {"instruction": "overall", "overall": "instruction"}[settings.sampling_by])
     new = lambda name, method, part, **kw: System(family, name + end, method, rate, part=part, **kw)
     names = [proxy_name(p) for p in s.difficulty_proxies]
-    if twice := [p for p, n in zip(s.difficulty_proxies, names) if names.count(n) > 1]:
-        raise UserError(
-            f"difficulty_proxies names {' and '.join(map(repr, twice))}, "
-            f"which would share the name {proxy_name(twice[0])!r}. Leave one out.")
+    for name in names:
+        if len(same := [p for p, n in zip(s.difficulty_proxies, names) if n == name]) > 1:
+            raise UserError(
+                f"difficulty_proxies names {' and '.join(map(repr, same))}, "
+                f"which would share the name {name!r}. Keep one of them.")
     rows = [
         new(f"{label}-draw{k + 1}", method, part, draw=k)
         for label, method, part in (("random", "random", "construction"), ("difficulty", "soft", "sampling"))

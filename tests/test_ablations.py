@@ -254,3 +254,8 @@ def shown(s, store, tmp_path, monkeypatch):
         table.half.tolist() == pytest.approx([2.776 * spread * (4 / 3) ** 0.5] * len(table), rel=1e-2, abs=1e-3)
         and table.control.sum() == 3 + 2 + 2)
     assert (store.figures/"fig-ablations.png").is_file()
+
+def test_colliding_proxies_are_named_with_those_that_collide():
+    s = load_settings("tiny", difficulty_proxies="package:llama, llama/, package:qwen3, qwen3/")
+    with pytest.raises(UserError, match="names 'package:llama' and 'llama/', which would share the name 'llama'"):
+        ablation_systems(s, "llama")

@@ -103,3 +103,14 @@ def test_both_stages_train_on_their_share_of_rows(tmp_path, monkeypatch):
     assert not any(x.part == "lineage" for x in systems(load_settings("tiny", lineage=False)))
     assert lineage.lineage_corpora(load_settings("tiny", outputs=str(tmp_path/"other"), lineage=False), store) == []
     with pytest.raises(UserError, match="knowdist, icldist"): lineage.lineage_corpus_stage(s, store, "knowledge")
+
+@pytest.mark.parametrize("prompts", [11, 12]) # 36 texts, steps of 18 and 19: with and without a common divisor
+def test_icldist_gives_as_many_rows_as_asked_for_or_says_that_it_cannot(tmp_path, prompts):
+    s = load_settings("tiny", outputs=str(tmp_path))
+    make = lambda size: icldist_rows(
+        TEXTS, size, s, load_teacher(s), Store(s).record, prompts=prompts, pool=6)
+    whole = make(prompts * 30)
+    assert len({(r["instruction_id"], r["text_id"]) for r in whole}) == len(whole) == prompts * 30
+    assert make(60) == whole[:60]
+    with pytest.raises(UserError, match=f"the 30 texts .* only {prompts * 30} pairs"): make(prompts * 30 + 1)
+    with pytest.raises(UserError, match="217 rows of KnowDist are wanted"): knowdist_rows(TEXTS, 217)

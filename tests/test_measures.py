@@ -136,3 +136,10 @@ def test_more_rows_add_to_the_same_ones(run):
     assert (
         few < many and len(few) == 5
         and len(compared_rows(s.model_copy(update=dict(difficulty_compare_rows=99)), store)) == 30)
+
+def test_a_proxys_folder_may_have_an_at_sign_in_its_path(tiny_checkpoint, tmp_path):
+    folder = tmp_path/"run@2"/"checkpoint"
+    folder.parent.mkdir()
+    folder.symlink_to(tiny_checkpoint)
+    s = load_settings("tiny")
+    assert load_proxy(str(folder), s, Store(s))[0].num_parameters() > 0

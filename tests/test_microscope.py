@@ -120,3 +120,11 @@ def test_a_rate_of_zero_and_of_one(pair, samples):
     table = score(*pair, samples, separator=" ").to_pandas()
     none, whole = (decide(samples[0], table, read_answer("m", *pair, samples[0]), r) for r in (0, 1))
     assert not none.kept and "rate 0" in str(none) and whole.kept and whole.probability == 1
+
+
+def test_a_stored_row_without_score_has_no_decision(pair, samples):
+    table, reading = score(*pair, samples, separator=" ").to_pandas(), read_answer("m", *pair, samples[0])
+    table.loc[0, "rank_score"] = math.nan
+    with pytest.raises(UserError, match="'s0' has no rank_score among the scored rows"):
+        decide(samples[0], table, reading, 0.5)
+    assert "whatever the difficulty" in str(decide(samples[0], table, reading, 0.5, "random"))

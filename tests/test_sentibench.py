@@ -72,6 +72,20 @@ ASPECT = {"target": "soup", "category": "FOOD#QUALITY", "polarity": "positive", 
         ])],
         ["Polar_expression", "0 to 9"],
     ),
+    (
+        "opener",
+        [dict(sentence="So nice .", opinions=[
+            dict(Source=[[], []], Target=[[], []], Polar_expression=[["nice"], ["3:²"]], Polarity="Positive"),
+        ])],
+        ["Polar_expression", "0 to 9"],
+    ),
+    (
+        "atsa_rest16",
+        [dict(sentence="The soup.", aspects=[
+            {"target": "soup", "category": "FOOD#QUALITY", "polarity": "positive", "from": "4", "to": "8²"},
+        ])],
+        ["to = '8²'", "whole number"],
+    ),
 ])
 def test_a_wrong_file_says_what_is_wrong(tmp_path, task, data, parts):
     path = put(tmp_path, task, data)
@@ -85,7 +99,7 @@ def test_missing_empty_and_unknown(tmp_path):
     put(tmp_path, "sst2", [GOOD])
     with pytest.raises(UserError, match="train.json is missing"): read_split(tmp_path, "sst2", "train")
     with pytest.raises(UserError, match="Allowed: imdb, yelp2"): read_split(tmp_path, "sst5", "test")
-    with pytest.raises(UserError, match="does not exist"): read_split(put(tmp_path, "sst2", [GOOD]), "sst2", "test")
+    with pytest.raises(UserError, match="is not a folder"): read_split(put(tmp_path, "sst2", [GOOD]), "sst2", "test")
 
 
 @pytest.mark.parametrize("bom", [True, False])

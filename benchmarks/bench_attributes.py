@@ -20,7 +20,7 @@ LAYOUTS = [
 ]
 
 def answers(texts: int):
-    "(text id, answer), and in the end the seconds that making them took."
+    "Pairs of text id and answer, made on the fly."
     rng = random.Random(1)
     word = lambda: "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=7))
     stock = [word() for _ in range(400)]

@@ -9,7 +9,7 @@ import json, resource, subprocess, sys, time, warnings
 from pathlib import Path
 import numpy as np, pandas as pd
 from compeffdist.perspectives import (
-    METHODS, NotConverged, agreement, cluster_attributes, count_weights, describe_perspectives,
+    NotConverged, agreement, cluster_attributes, count_weights, describe_perspectives,
     embed, memory_plan, net_similarity, preference_of, similarities,
 )
 from compeffdist.perspectives import _Packaged as MINILM

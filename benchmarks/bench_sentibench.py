@@ -93,8 +93,8 @@ from compeffdist.store import ResponseRecord
 checkpoint, folder, record, dtype, tasks, limit = sys.argv[1:]
 settings = load_settings("tiny", eval_limit=int(limit))
 teacher = VLLMTeacher(checkpoint, dtype=dtype, chat_template=False, max_model_len=1024, batch=64, enforce_eager=True)
-print("RESULT" + json.dumps([(r["status"], r["parsed"]) for r in \
-evaluate(teacher, tasks.split(), folder=folder, settings=settings, record=ResponseRecord(record))]))
+rows = evaluate(teacher, tasks.split(), folder=folder, settings=settings, record=ResponseRecord(record))
+print("RESULT" + json.dumps([(r["status"], r["parsed"]) for r in rows]))
 """
 
 def engines(folder) -> dict:

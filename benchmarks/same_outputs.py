@@ -12,7 +12,8 @@ def files(clone: str, profile: str) -> dict[str, bytes]:
         str(p.relative_to(root)): p.read_bytes()
         for part in ("tables", "artifacts")
         for p in (root/part).rglob("*")
-        if p.is_file() and p.name != "stage.json" and ".sqlite" not in p.name and ".work" not in str(p)
+        if p.is_file() and p.name != "stage.json" and ".sqlite" not in p.name
+        and ".work" not in str(p.relative_to(root))
     }
 
 def main(clone: str, other: str, profile: str = "tiny") -> int:

@@ -59,11 +59,17 @@ def _check(kind, record, where):
                 f"{at}: polarity = {a.get('polarity') if isinstance(a, dict) else a!r} is not allowed. "
                 f"Allowed: {', '.join(FSA_POLARITIES)}. {fix}"
             )
-        if not isinstance(a.get(key), str) and not (kind == "atsa" and a.get(key) is None):
-            raise UserError(f"{at}: {key} = {a.get(key)!r} is not a string. {fix}")
-        if kind == "atsa" and a["target"] not in ("NULL", None) and a["target"] not in record["sentence"]:
+        if key not in a: raise UserError(f"{at} has no {key}. {fix}")
+        if not isinstance(a[key], str) and not (kind == "atsa" and a[key] is None):
+            raise UserError(f"{at}: {key} = {a[key]!r} is not a string. {fix}")
+        if kind == "acsa": continue
+        if a["target"] not in ("NULL", None) and a["target"] not in record["sentence"]:
             raise UserError(f"{at}: target = {a['target']!r} does not occur in the sentence. {fix}")
+        for end in ("from", "to"):
+            if not str(a.get(end) or 0).isdecimal():
+                raise UserError(f"{at}: {end} = {a[end]!r} is not a position, a whole number from 0 on. {fix}")
 
+# %% ../nbs/12a_fsa.ipynb #57633c36
 def read_fsa(
     folder: "str|Path", # holds atsa/ and acsa/, or w_hard/ with both
     name: str, # one of FSA_SETS
@@ -300,7 +306,9 @@ def usable_response(
 def read_responses(
     path: "str|Path", # JSON lines with Text and mixtral_response, as released
 ) -> list[dict]: # text, kind, response
-    "Real responses of a teacher; an analysis is told by its first line."
+    """Real responses of a teacher; an analysis is told by its first line.
+    Raises `UserError` for a file that cannot be read and for a line without the two texts.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except OSError as e:
@@ -310,13 +318,16 @@ def read_responses(
     rows = []
     for n, line in enumerate(lines, 1):
         if not line.strip(): continue
-        try:
-            text, response = (r := json.loads(line))["Text"], r["mixtral_response"]
-        except (ValueError, KeyError, TypeError) as e:
+        try: record = json.loads(line)
+        except (ValueError, RecursionError): record = None
+        text, response = (
+            map(record.get, ("Text", "mixtral_response")) if isinstance(record, dict) else (None, None)
+        )
+        if not (isinstance(text, str) and isinstance(response, str)):
             raise UserError(
-                f"{path}, line {n} is no record with Text and mixtral_response ({type(e).__name__}). "
+                f"{path}, line {n} is no record with the texts Text and mixtral_response: {line[:80]!r}. "
                 "Drop the line or fetch the file again."
-            ) from None
+            )
         rows.append(dict(
             text=text,
             kind="analysis" if re.match(r"\W*opinion target", response, re.I) else "rewrite",

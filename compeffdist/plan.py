@@ -175,10 +175,11 @@ def hours(
         return 2*_size("teacher", s)*(line["tokens_in"]/s.plan_share_read + line["tokens_out"]/s.plan_share_write)/rate
     training = line["stage"].startswith("training")
     if _stand_in(line["who"], s):
-        return line["tokens_in"]/(
-            s.plan_train_speed if training or line["stage"].startswith("building") else s.plan_read_speed
-        )/3600
-    return line["tokens_in"]*_size(line["who"], s)*(6/s.plan_share_train if training else 2/s.plan_share_read)/rate
+        learns = training or line["stage"].startswith("building")
+        speed = s.plan_train_speed if learns else s.plan_read_speed
+        return line["tokens_in"]/speed/3600
+    operations, share = (6, s.plan_share_train) if training else (2, s.plan_share_score)
+    return operations*_size(line["who"], s)*line["tokens_in"]/share/rate
 
 # %% ../nbs/14a_plan.ipynb #73924061
 def memory(
@@ -190,14 +191,11 @@ def memory(
     if line["who"] == "teacher":
         return None if s.teacher_backend in ("embedded", "openai") else 2*_size("teacher", s)/1e9
     if _stand_in(line["who"], s): return None
-    full = line["stage"].startswith("training") and (not s.train_lora_r or line["who"] == "t5")
-    return _size(line["who"], s)*(
-        16 if full
-        else (1.1 if _size(line["who"], s) > 1e9 else 1.5)
-            if line["stage"].startswith("training") and s.train_quantization == "nf4" and line["who"] != "t5"
-        else 2 if s.student_dtype == "bfloat16"
-        else 4
-    )/1e9
+    size, training = _size(line["who"], s), line["stage"].startswith("training")
+    if training and (not s.train_lora_r or line["who"] == "t5"): each = 16 # full fine-tuning; bytes a parameter
+    elif training and s.train_quantization == "nf4": each = 1.1 if size > 1e9 else 1.5
+    else: each = 2 if s.student_dtype == "bfloat16" else 4
+    return size*each/1e9
 
 def disk(
     line: Mapping[str, Any], # a line of the plan
@@ -294,8 +292,10 @@ def _devices(kind, s):
 def actual(
     settings: Settings, # the active profile
     manifest: Mapping[str, Any], # of its finished run, from manifest.json
-): # pandas DataFrame: stage, planned_hours, actual_hours, ratio, rows; stages that the run did not have are left out
-    "What was planned beside what the run's manifest says, both in device hours."
+): # pandas DataFrame: stage, planned_hours, actual_hours, ratio, rows
+    """What was planned beside what the run's manifest says, both in device hours;
+    stages that the run did not have or that take none (an API's answers) are left out.
+    """
     import pandas as pd
     planned, took, rows = {}, {}, {}
     for r in plan(settings).itertuples():
@@ -314,7 +314,7 @@ def actual(
     return pd.DataFrame([
         dict(stage=k, planned_hours=planned[k], actual_hours=took[k], ratio=took[k]/planned[k], rows=rows[k])
         for k in planned
-        if k in took
+        if k in took and planned[k]
     ])
 
 # %% ../nbs/14a_plan.ipynb #35f07c62
@@ -577,7 +577,7 @@ def calibrate(
     s, out = settings, {}
     train, read = _apart(_student_speed, s, steps) if torch.cuda.is_available() else _student_speed(s, steps)
     if _stand_in(s.families[0], s): out |= dict(plan_train_speed=round(train), plan_read_speed=round(read))
-    else: out |= _shares(s, _size(s.families[0], s), 1, train=train, read=read)
+    else: out |= _shares(s, _size(s.families[0], s), 1, train=train, score=read)
     if (
         speed := _teacher_speed(s, max(requests, s.teacher_batch) if s.teacher_backend == "vllm" else requests)
     ) is None:

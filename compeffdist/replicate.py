@@ -63,9 +63,7 @@ class Progress(logging.Handler):
         every: float = 10.0, # seconds between two lines on the terminal
     ):
         super().__init__()
-        self.file, self.every, self.last, self.begin = (
-            open(log, "a", encoding="utf-8"), every, time.monotonic(), time.monotonic()
-        )
+        self.file, self.every, self.last = open(log, "a", encoding="utf-8"), every, time.monotonic()
 
     def emit(self, record):
         text = record.getMessage().replace("\r", "\n").strip()
@@ -74,6 +72,10 @@ class Progress(logging.Handler):
         if bars and time.monotonic() - self.last >= self.every:
             self.last = time.monotonic()
             print(f"      {bars[-1].strip()[:160]}", flush=True)
+
+    def close(self):
+        self.file.close()
+        super().close()
 
 # %% ../nbs/14_replicate.ipynb #b1e19d57
 WARM = {
@@ -294,6 +296,16 @@ NOTE = {
     ),
 }
 
+def _uses_hub(settings):
+    "May a run fetch a model or texts, as far as its settings tell?"
+    s = settings
+    models = [s.embedding_model, s.difficulty_model, *s.difficulty_proxies] + [s.fsa_model]*(s.fsa != "none")
+    return (
+        "hub" in (s.texts_source, s.student_source)
+        or s.teacher_backend in ("transformers", "vllm")
+        or any(m not in ("student", "build") and not m.startswith("package:") for m in models)
+    )
+
 def _environment(settings):
     "Variables of the kernels: no telemetry or hub access unless the profile names the hub, quiet tokenizers."
     env = {
@@ -305,12 +317,7 @@ def _environment(settings):
         # a kernel for each width of a batch is kept, 1,024 by default, and each holds memory
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     }
-    uses_hub = (
-        "hub" in (settings.texts_source, settings.student_source)
-        or settings.teacher_backend in ("transformers", "vllm")
-        or not settings.embedding_model.startswith("package:")
-    )
-    return env if uses_hub else env | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return env if _uses_hub(settings) else env | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 def _expected(store):
     "Seconds that each notebook took last time, for the estimate of what is left."
@@ -415,13 +422,15 @@ def replicate(
     begin, log = time.perf_counter(), logging.getLogger("papermill")
     run = _Run(chosen, store, parameters, run_key(settings, parameters), rerun, _expected(store))
     os.environ.update(_environment(settings))
-    log.handlers, log.propagate = [Progress(store.root/"log.txt")], False
+    log.handlers, log.propagate = [progress := Progress(store.root/"log.txt")], False
     log.setLevel(logging.INFO)
     try:
         with _kernel_noise(store.root/"log.txt"):
             for i, path in enumerate(chosen): durations[path.stem] = _announced(run, i)
     finally:
         run.kernels.close()
+        log.removeHandler(progress)
+        progress.close()
         if durations:
             write_manifest(
                 store, {**(run.expected if only else {}), **durations}, run.built, run.kept,

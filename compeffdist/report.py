@@ -15,76 +15,96 @@ from .store import Store, atomic, read_json
 
 # %% ../nbs/13d_report.ipynb #d70f3bf9
 _STYLE = """:root{color-scheme:light}*{box-sizing:border-box}html{scroll-behavior:smooth;-webkit-text-size-adjust:100%}
-body{font:16px/1.6 system-ui,-apple-system,"Segoe UI",sans-serif;color:#1b1b1b;background:#fff;\
+body{font:16px/1.6 system-ui,-apple-system,"Segoe UI",sans-serif;color:#1b1b1b;background:#fff;
 max-width:74rem;margin:0 auto;padding:1.2rem 1.2rem 4rem}
-h1{font-size:1.75rem;line-height:1.25;margin:.4rem 0}\
+h1{font-size:1.75rem;line-height:1.25;margin:.4rem 0}
 h2{font-size:1.35rem;margin:2.8rem 0 .8rem;padding-bottom:.25rem;border-bottom:1px solid #ccc}
-h3{font-size:1.05rem;margin:1.8rem 0 .4rem}p{margin:.6rem 0}a{color:#0a4f94}\
+h3{font-size:1.05rem;margin:1.8rem 0 .4rem}p{margin:.6rem 0}a{color:#0a4f94}
 code{font-size:.92em;overflow-wrap:anywhere}
-nav{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;margin:.8rem 0 1.2rem}\
+nav{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;margin:.8rem 0 1.2rem}
 .note{background:#f4f4f1;border-left:4px solid #555;padding:.7rem 1rem}
-figure{margin:1.8rem 0}img{display:block;max-width:100%;max-height:80vh;height:auto;margin:0 auto}\
+figure{margin:1.8rem 0}img{display:block;max-width:100%;max-height:80vh;height:auto;margin:0 auto}
 figcaption,.caption{color:#444;font-size:.92rem;max-width:58rem}
-.scroll{overflow-x:auto;margin:.6rem 0 1.6rem}\
+.scroll{overflow-x:auto;margin:.6rem 0 1.6rem}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-th,td{padding:.3rem .5rem;white-space:nowrap;border-bottom:1px solid #e2e2e2;text-align:right;vertical-align:top}\
+th,td{padding:.3rem .5rem;white-space:nowrap;border-bottom:1px solid #e2e2e2;text-align:right;vertical-align:top}
 thead th{border-bottom:2px solid #777;white-space:nowrap}
-th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff}\
-.words table{width:100%}.words th,.words td,.deviations th,.deviations td{text-align:left}\
+th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff}
+.words table{width:100%}.words th,.words td,.deviations th,.deviations td{text-align:left}
 .words td,.deviations td{white-space:normal}.cards td{min-width:7rem}.cards td:first-child{min-width:14rem}
-details{border:1px solid #ddd;border-radius:4px;padding:.5rem .9rem;margin:.8rem 0}\
-summary{cursor:pointer;font-weight:600}\
+details{border:1px solid #ddd;border-radius:4px;padding:.5rem .9rem;margin:.8rem 0}
+summary{cursor:pointer;font-weight:600}
 .deviations table{table-layout:fixed}.deviations th:first-child{width:2.6rem}
 ul{columns:15rem;padding-left:1.2rem}ul.long{columns:auto;max-width:58rem}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;margin:.6rem 0}\
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;margin:.6rem 0}
 dt{color:#555}dd{margin:0;overflow-wrap:anywhere}
-@media(max-width:640px){body{padding:.8rem .8rem 3rem}.words thead{display:none}\
+@media(max-width:640px){body{padding:.8rem .8rem 3rem}.words thead{display:none}
 .words table,.words tbody,.words tr,.words td{display:block;min-width:0!important;position:static}
-.words tr{border:1px solid #ccc;border-radius:4px;padding:.5rem .7rem;margin:0 0 .7rem}\
+.words tr{border:1px solid #ccc;border-radius:4px;padding:.5rem .7rem;margin:0 0 .7rem}
 .words td{border:0;padding:.1rem 0}.words td:first-child{font-weight:600}
-.words td:not(:first-child)::before{content:attr(data-label) ": ";color:#555}\
+.words td:not(:first-child)::before{content:attr(data-label) ": ";color:#555}
 th:first-child,td:first-child{max-width:9rem;white-space:normal}.words td:first-child{max-width:none}
 dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.4rem}}
-@media print{nav{display:none}figure,tr,dl{break-inside:avoid}h2,.caption{break-after:avoid}\
+@media print{nav{display:none}figure,tr,dl{break-inside:avoid}h2,.caption{break-after:avoid}
 .scroll{overflow:visible}th,td{white-space:normal}}"""
 
 # %% ../nbs/13d_report.ipynb #53853f30
-_PAGE = """{% macro figure(f) %}<figure id="{{ f.name }}">\
-<a href="figures/{{ f.name }}.svg"><img alt="{{ f.caption }}" src="data:image/png;base64,{{ f.data }}"></a>\
-<figcaption><b>{{ f.name }}.</b> {{ f.caption }} <a href="figures/{{ f.name }}.svg">SVG</a></figcaption>\
-</figure>{% endmacro %}
-{% macro table(t, kind="") %}<section id="{{ t.name }}">\
-<p class="caption"><b>{{ t.name }}.</b> {{ t.caption }} \
-<a href="tables/{{ t.name }}.csv">CSV</a> · \
-<a href="tables/{{ t.name }}.md">Markdown</a> · \
-<a href="tables/{{ t.name }}.tex">LaTeX</a></p>\
-<div class="scroll {{ kind }}">{{ t.html|safe }}</div></section>{% endmacro %}
-<!doctype html><html lang="en"><head><meta charset="utf-8">\
-<meta name="viewport" content="width=device-width,initial-scale=1">
-<title>compeffdist: {{ profile }}</title><style>{{ style|safe }}</style></head><body>
+_PAGE = """{% macro figure(f) %}
+<figure id="{{ f.name }}">
+<a href="figures/{{ f.name }}.svg"><img alt="{{ f.caption }}" src="data:image/png;base64,{{ f.data }}"></a>
+<figcaption><b>{{ f.name }}.</b> {{ f.caption }} <a href="figures/{{ f.name }}.svg">SVG</a></figcaption>
+</figure>
+{% endmacro %}
+{% macro table(t, kind="") %}
+<section id="{{ t.name }}">
+<p class="caption"><b>{{ t.name }}.</b> {{ t.caption }}
+<a href="tables/{{ t.name }}.csv">CSV</a> ·
+<a href="tables/{{ t.name }}.md">Markdown</a> ·
+<a href="tables/{{ t.name }}.tex">LaTeX</a></p>
+<div class="scroll {{ kind }}">{{ t.html|safe }}</div>
+</section>
+{% endmacro %}
+<!doctype html><html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<title>compeffdist: {{ profile }}</title><style>{{ style|safe }}</style></head>
+<body>
 <h1>compeffdist, profile <code>{{ profile }}</code></h1><p class="note">{{ note }}</p>
-<nav><a href="#claims">Claims</a><a href="#figures">Figures</a><a href="#tables">Tables</a>\
+<nav><a href="#claims">Claims</a><a href="#figures">Figures</a><a href="#tables">Tables</a>
 <a href="#run">The run</a><a href="#notebooks">Notebooks</a><a href="#deviations">Deviations</a></nav>
-<h2 id="claims">Claims</h2>{% for t in claims.tables %}{{ table(t, "words cards") }}{% endfor %}\
+<h2 id="claims">Claims</h2>
+{% for t in claims.tables %}{{ table(t, "words cards") }}{% endfor %}
 {% for f in claims.figures %}{{ figure(f) }}{% endfor %}
 {% if not claims.tables %}<p>No ledger yet: notebook 28_claims has not been run for this profile.</p>{% endif %}
-<h2 id="figures">Figures</h2>{% for f in figures %}{{ figure(f) }}{% else %}<p>None yet.</p>{% endfor %}
-<h2 id="tables">Tables</h2>\
+<h2 id="figures">Figures</h2>
+{% for f in figures %}{{ figure(f) }}{% else %}<p>None yet.</p>{% endfor %}
+<h2 id="tables">Tables</h2>
 {% for t in tables %}{{ table(t, "words" if t.words else "") }}{% else %}<p>None yet.</p>{% endfor %}
-<h2 id="run">The run</h2><dl>{% for k, v in facts.items() %}<dt>{{ k }}</dt><dd>{{ v }}</dd>{% endfor %}</dl>
-{% if left_out %}\
-<p>Experiments of the three papers that this profile does not run, and the settings that add them:</p>\
-<ul class="long">{% for x in left_out %}<li>{{ x }}</li>{% endfor %}</ul>{% endif %}
-{% for part in run %}<details><summary>{{ part.title }}</summary>\
-<div class="scroll">{{ part.html|safe }}</div></details>{% endfor %}\
+<h2 id="run">The run</h2>
+<dl>{% for k, v in facts.items() %}<dt>{{ k }}</dt><dd>{{ v }}</dd>{% endfor %}</dl>
+{% if left_out %}
+<p>Experiments of the three papers that this profile does not run, and the settings that add them:</p>
+<ul class="long">{% for x in left_out %}<li>{{ x }}</li>{% endfor %}</ul>
+{% endif %}
+{% for part in run %}
+<details><summary>{{ part.title }}</summary><div class="scroll">{{ part.html|safe }}</div></details>
+{% endfor %}
 <p><a href="manifest.json">manifest.json</a> has all settings, versions and counts.</p>
-<h2 id="notebooks">Notebooks</h2>{% if notebooks %}<p>Executed by this run, with their outputs\
-{% if profile != "tiny" %} (beside this page where the run was made; git keeps those of <code>tiny</code>){% endif %}\
-.</p><ul>{% for n in notebooks %}<li><a href="notebooks/{{ n }}">{{ n }}</a></li>{% endfor %}</ul>\
-{% else %}<p>A run puts the executed notebooks into <code>notebooks/</code> beside this page.</p>{% endif %}
-<h2 id="deviations">Deviations from the paper</h2>\
-{% if deviations %}<div class="scroll words deviations">{{ deviations|safe }}</div>\
-{% else %}<p>DEVIATIONS.md is not beside this project.</p>{% endif %}</body></html>
+<h2 id="notebooks">Notebooks</h2>
+{% if notebooks %}
+<p>Executed by this run, with their outputs{% if profile != "tiny" %}
+ (beside this page where the run was made; git keeps those of <code>tiny</code>){% endif %}
+.</p>
+<ul>{% for n in notebooks %}<li><a href="notebooks/{{ n }}">{{ n }}</a></li>{% endfor %}</ul>
+{% else %}
+<p>A run puts the executed notebooks into <code>notebooks/</code> beside this page.</p>
+{% endif %}
+<h2 id="deviations">Deviations from the paper</h2>
+{% if deviations %}
+<div class="scroll words deviations">{{ deviations|safe }}</div>
+{% else %}
+<p>DEVIATIONS.md is not beside this project.</p>
+{% endif %}
+</body></html>
 """
 
 # %% ../nbs/13d_report.ipynb #3e146ef0

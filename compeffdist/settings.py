@@ -264,6 +264,7 @@ class PlanSettings(BaseModel):
     plan_devices: Positive = 1
     plan_device_tflops: Annotated[float, Field(gt=0)] = 312.0
     plan_share_train: Annotated[float, Field(gt=0, le=1)] = 0.35
+    plan_share_score: Annotated[float, Field(gt=0, le=1)] = 0.4
     plan_share_read: Annotated[float, Field(gt=0, le=1)] = 0.4
     plan_share_write: Annotated[float, Field(gt=0, le=1)] = 0.1
     plan_train_speed: Annotated[float, Field(gt=0)] = 3000.0

@@ -21,9 +21,11 @@ def mean_sd(
 ) -> tuple[float, float, int]: # mean, sample standard deviation (nan for one value), how many
     "Mean and spread; raises `UserError` for no values or a value that is not finite."
     values = [float(v) for v in values]
-    if not values or not all(map(math.isfinite, values)):
+    wrong = [v for v in values if not math.isfinite(v)]
+    if wrong or not values:
         raise UserError(
-            f"mean_sd needs at least one finite score, got {values[:5]}. Look for a task without results."
+            f"mean_sd needs at least one score and only finite ones, got {wrong[:5] or 'none'}. "
+            "Look for a task without results."
         )
     mean = math.fsum(values)/len(values)
     sd = math.sqrt(math.fsum((v - mean)**2 for v in values)/(len(values) - 1)) if len(values) > 1 else math.nan

@@ -304,3 +304,25 @@ def test_a_folder_is_named_from_the_root_wherever_the_notebook_runs(tmp_path, mo
         read_fsa(copied.path, "acsa/rest16", k) == read_fsa(made.path, "acsa/rest16", k)
         for k in ("train", "test"))
 
+
+@pytest.mark.parametrize("change, says", [
+    (dict(target=...), r"has no target"),
+    (dict(**{"from": "x"}), "from = 'x' is not a position"),
+    (dict(to=-3), "to = -3 is not a position"),
+    (dict(to="4.5"), "to = '4.5' is not a position")
+])
+def test_a_wrong_aspect_is_named_with_file_and_index(tmp_path, change, says):
+    file = tmp_path/"atsa"/"rest14"/"test.json"
+    file.parent.mkdir(parents=True)
+    wrong = {k: v for k, v in (aspect("soup", "positive", "4", "8") | change).items() if v is not ...}
+    file.write_text(json.dumps([record("the soup", wrong)]))
+    with pytest.raises(UserError, match=says) as e: read_fsa(tmp_path, "atsa/rest14", "test")
+    assert f"{file}, record 0, aspects[0]" in str(e.value)
+
+@pytest.mark.parametrize("line", [
+    '{"Text": "a", "mixtral_response": null}', '{"Text": 3, "mixtral_response": "b"}', '["a"]', "null", "[" * 100_000
+])
+def test_a_response_that_is_no_text_is_named_with_file_and_line(tmp_path, line):
+    (file := tmp_path/"x.jsonl").write_text('{"Text": "a", "mixtral_response": "b"}\n' + line)
+    with pytest.raises(UserError, match="line 2 is no record") as e: read_responses(file)
+    assert str(file) in str(e.value) and line[:20] in str(e.value)

@@ -99,6 +99,23 @@ def test_an_api_costs_tokens_and_no_hours():
     assert hours(line, s) == 0 and money(line, s) == 2.5 and memory(line, s) is None
     assert money(line, load_settings("gpu", teacher_backend="openai", plan_price_in=0.5)) is None
 
+def test_a_run_with_an_apis_teacher_is_compared_in_what_took_device_hours():
+    s = load_settings("gpu", teacher_backend="openai")
+    stage = dict(seconds_when_built=3600.0, counts=dict(rows_out=5))
+    names = ("attributes", "corpus", "difficulty", "evaluation-teacher-teacher")
+    table = actual(s, dict(stages=dict.fromkeys(names, stage)))
+    assert list(table.stage) == ["difficulty"] and table.ratio.notna().all()
+
+def test_a_student_and_a_teacher_read_at_shares_of_their_own():
+    s = load_settings("paper")
+    for key, line in (
+        ("plan_share_read", dict(stage="corpus", who="teacher", tokens_in=10**6, tokens_out=0)),
+        ("plan_share_score", dict(stage="difficulty", who="llama", tokens_in=10**6))
+    ):
+        half = s.model_copy(update={key: getattr(s, key)/2})
+        assert hours(line, half) == pytest.approx(2*hours(line, s))
+        assert plan(half).hours.sum() < 2*plan(s).hours.sum()
+
 def test_hours_of_a_gpu_are_operations_over_speed():
     s = load_settings("paper", plan_device_tflops=100, plan_share_train=0.5)
     assert hours(dict(stage="training: llama", who="llama", tokens_in=10**9), s) == pytest.approx(
@@ -217,7 +234,7 @@ def test_calibration_of_a_checkpoint_gives_shares(tmp_path):
     )
     got = calibrate(s, steps=2, requests=3)
     assert (
-        set(got) == {"plan_share_train", "plan_share_read", "plan_share_write"}
+        set(got) == {"plan_share_train", "plan_share_score", "plan_share_read", "plan_share_write"}
         and all(0 < v < 0.1 for v in got.values())
     )
     with pytest.raises(UserError, match="more than the device can do: plan_device_tflops = 1e-06"):
@@ -229,7 +246,7 @@ def test_calibration_of_a_checkpoint_gives_shares(tmp_path):
 
 @pytest.mark.parametrize("profile, stage, kind, who, devices", [
     ("gpu", "training: qwen3", "train", "qwen3", 1),
-    ("paper", "difficulty", "read", "llama", 1),
+    ("paper", "difficulty", "score", "llama", 1),
     ("paper", "corpus", "read", "teacher", 8),
     ("gpu", "corpus", "write", "teacher", 1)
 ])
@@ -316,7 +333,7 @@ def test_a_proxy_from_the_hub_is_planned_at_its_size():
     s = load_settings("tiny", ablations=True, difficulty_proxies="Qwen/Qwen3-0.6B, package:qwen3")
     lines = {l["stage"]: l for l in student_lines(s)}
     assert hours(lines["scores: Qwen/Qwen3-0.6B"], s) == pytest.approx(
-        2*0.6e9*lines["scores: Qwen/Qwen3-0.6B"]["tokens_in"]/(s.plan_share_read*s.plan_device_tflops*1e12)/3600
+        2*0.6e9*lines["scores: Qwen/Qwen3-0.6B"]["tokens_in"]/(s.plan_share_score*s.plan_device_tflops*1e12)/3600
     ) != hours(lines["scores: package:qwen3"], s)
 
 def test_built_students_and_the_t5_are_planned():

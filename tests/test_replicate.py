@@ -4,9 +4,10 @@ from pathlib import Path
 import nbformat as nbf
 import pytest
 from compeffdist.replicate import (
-    Kernels, _tidy, check_parameters, git_commit, main, notebooks, replicate, run_notebook, warm_modules
+    Kernels, Progress, _environment, _tidy, check_parameters, git_commit, main, notebooks, replicate,
+    run_notebook, warm_modules
 )
-from compeffdist.settings import UserError, project_root
+from compeffdist.settings import UserError, load_settings, project_root
 
 ROOT = project_root(Path(__file__))
 
@@ -23,7 +24,7 @@ def project(tmp_path, monkeypatch):
     "A small project of its own: settings, notebooks, outputs."
     shutil.copy(ROOT/"settings.ini", tmp_path)
     (tmp_path/"nbs").mkdir()
-    for name in ("COMPEFFDIST_ROOT",): monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("COMPEFFDIST_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -239,6 +240,27 @@ def test_progress_of_a_long_cell_reaches_terminal_and_log_while_it_runs(project,
     # one bar in the executed copy, not one for each step
     assert len(stream) == 1 and "".join(stream[0]["text"]).count("rows:") == 1
 
+def test_the_log_is_closed_at_the_end_also_of_a_run_that_fails(project, monkeypatch):
+    import logging
+    made = []
+    class Kept(Progress):
+        def __init__(self, log): super().__init__(log); made.append(self)
+    monkeypatch.setattr("compeffdist.replicate.Progress", Kept)
+    notebook(project/"nbs/00_a.ipynb", "profile = 'tiny'", "1/0")
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"): replicate("tiny")
+    assert made[0].file.closed and not logging.getLogger("papermill").handlers
+
+@pytest.mark.parametrize("given, offline", [
+    ({}, True), (dict(fsa_model="google-t5/t5-base"), False),
+    (dict(fsa_model="google-t5/t5-base", fsa="none"), True),
+    (dict(difficulty_model="HuggingFaceTB/SmolLM2-135M"), False),
+    (dict(difficulty_proxies="package:qwen3, HuggingFaceTB/SmolLM2-135M"), False),
+    (dict(student_source="hub"), False)
+])
+def test_a_run_is_offline_unless_a_setting_names_the_hub(given, offline):
+    env = _environment(load_settings("tiny", **given))
+    assert [env.get(f"{k}_OFFLINE") for k in ("HF_HUB", "TRANSFORMERS")] == ["1" if offline else None]*2
+
 def alive(pid):
     try: return "zombie" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError: return False
@@ -294,3 +316,11 @@ def test_a_changed_benchmark_folder_of_either_kind_is_seen(tmp_path, monkeypatch
         after = run_key(settings, {})
         assert {k for k in before if before[k] != after[k]} == {"benchmark"}
 
+
+def test_outputs_of_clones_are_compared_wherever_the_clones_lie(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT/"benchmarks")
+    from same_outputs import files
+    root = tmp_path/"a.work.b"/"outputs/tiny"
+    for name in ("tables/a.csv", "artifacts/one/b.json", "artifacts/one.work/c.json"):
+        (root/name).parent.mkdir(parents=True, exist_ok=True); (root/name).write_text("x")
+    assert set(files(str(tmp_path/"a.work.b"), "tiny")) == {"tables/a.csv", "artifacts/one/b.json"}

@@ -4,9 +4,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
-from compeffdist.figures import save_figure, save_table, set_style
+from compeffdist.figures import count_range, save_figure, save_table, set_style
 from compeffdist.report import write_report
-from compeffdist.settings import load_settings, project_root
+from compeffdist.settings import UserError, load_settings, project_root
 from compeffdist.store import Store
 
 ROOT = project_root(Path(__file__))
@@ -182,3 +182,7 @@ def test_the_browser_test_sees_a_broken_page(store, tmp_path):
     assert len(seen) == 2 and all(
         s["scroll"] > s["width"] and s["blank"] == 1 and len(s["faults"]) == 2 for s in seen.values()
     )
+
+def test_a_caption_counts_the_items_of_all_tasks():
+    assert count_range(pd.Series([500, 396, 499])) == "396 to 500" and count_range([40, 40]) == "40"
+    with pytest.raises(UserError, match="nothing to count"): count_range([])

@@ -136,6 +136,7 @@ def test_mean_interval_weighs_tasks_equally():
 def test_bad_input():
     for bad in ([], [float("nan")], [.5, float("inf")]):
         with pytest.raises(UserError, match="finite"): mean_sd(bad)
+    with pytest.raises(UserError, match=r"got \[nan\]"): mean_sd([.5]*7 + [float("nan")])
     rows = classified(10, .5, 1, (42, 52))
     with pytest.raises(UserError, match="do not cover"): vectors("twitter", rows[:-1])
     with pytest.raises(UserError, match="do not cover"): vectors("twitter", [])

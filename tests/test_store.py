@@ -1,7 +1,6 @@
 "Artefacts, fingerprints, atomic writing, the record of responses."
 import ast
-import os, signal, subprocess, sys, textwrap, time
-from pathlib import Path
+import os, signal, subprocess, sys, time
 import pytest
 from compeffdist import store as store_module
 from compeffdist.settings import UserError, load_settings, project_root

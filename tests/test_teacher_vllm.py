@@ -8,7 +8,7 @@ import pytest
 from compeffdist.backends import OpenAITeacher, TransformersTeacher
 from compeffdist.instructions import SCHEMAS
 from compeffdist.settings import UserError
-from compeffdist.store import ResponseRecord, derive_seed
+from compeffdist.store import ResponseRecord
 from compeffdist.teacher import Request, Response, ask, tally
 
 pytestmark = [

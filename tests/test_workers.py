@@ -1,4 +1,5 @@
 "Stages side by side: equal to one after the other, errors reach the caller, finished work stays."
+from pathlib import Path
 import pytest
 from compeffdist import workers
 from compeffdist.settings import UserError, load_settings, project_root
@@ -101,10 +102,15 @@ def sleep_stage(settings, store, out, i):
     Path(out, f"begun-{i}").write_text(str(os.getpid())); time.sleep(25); Path(out, f"ended-{i}").write_text("")
 """
 
+def is_alive(pid):
+    "Is a process there and no zombie?"
+    try: return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]
+    except (FileNotFoundError, ProcessLookupError): return False # gone before or while it was read
+
 def left_without(parent, folder):
     """Kill a process once its two children have noted their ids in `begun-*`;
     the children that are there ten seconds later."""
-    import os, time
+    import time
     for _ in range(800):
         if len(list(folder.glob("begun-*"))) == 2: break
         time.sleep(0.25)
@@ -112,16 +118,13 @@ def left_without(parent, folder):
     parent.kill(); parent.wait()
     assert len(pids) == 2
     for _ in range(40):
-        alive = [
-            p for p in pids
-            if os.path.exists(f"/proc/{p}") and "Z" not in open(f"/proc/{p}/stat").read().split(")")[1][:3]
-        ]
+        alive = [p for p in pids if is_alive(p)]
         if not alive: break
         time.sleep(0.25)
     return alive
 
 def test_workers_end_with_the_process_that_started_them(tmp_path):
-    import os, subprocess, sys, time
+    import os, subprocess, sys
     out = tmp_path/"out"; out.mkdir()
     (tmp_path/"slowly.py").write_text(SLOWLY)
     (tmp_path/"parent.py").write_text(
@@ -262,7 +265,7 @@ def test_the_first_failure_ends_a_group_at_once(tmp_path, call, says):
     assert said.startswith("REFUSED") and says in said and seconds < 240, said # the others would sleep on
 
 def test_a_group_ends_with_the_process_that_started_it(tmp_path):
-    import os, subprocess, sys, time
+    import os, subprocess, sys
     (tmp_path/"members.py").write_text(MEMBERS)
     (tmp_path/"script.py").write_text(
         "import sys, members\n"

@@ -11,7 +11,7 @@ __all__ = ['FAMILIES', 'SCHOOL_TRAINING', 'BASE_KEYS', 'family_spec', 'train_tok
 import json, math, random, re, shutil
 from functools import cache
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Sequence
 from .settings import Settings, UserError, first_line, load_settings, project_root
 from .store import StageResult, Store, content_hash, derive_seed, read_json, write_json
 from .formats import THING_KINDS, format_samples, school_samples

@@ -8,9 +8,9 @@ __all__ = ['PALETTE', 'SYSTEM_COLOURS', 'MARKERS', 'set_style', 'save_figure', '
 # %% ../nbs/13a_figures.ipynb #692a37f8
 import re, unicodedata
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 from .settings import UserError
-from .store import Store, atomic, read_json, write_json
+from .store import Store, atomic, write_json
 
 # %% ../nbs/13a_figures.ipynb #6f2ff699
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]

@@ -18,7 +18,7 @@ from .corpus import render_prompt
 from .grammar import generate
 from .sentibench import TASKS, _counts, macro, parse_array, pool, read_split
 from .settings import Settings, UserError, first_line, input_folder
-from .store import StageResult, Store, content_hash, derive_seed, read_json, write_json, write_rows
+from .store import StageResult, Store, content_hash, derive_seed, write_json, write_rows
 from .teacher import Request, ask, load_teacher, teacher_params
 
 # %% ../nbs/12a_fsa.ipynb #731e6c5e

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from .phrases import (
     BORDERS, GENERAL, SPLITS, Stuck, Writer, clause, content_key, join, neutral,
-    on_test_side, split_of, tables, _allowed, _options, _try)
+    split_of, _allowed, _options, _try)
 from .settings import UserError
 
 # %% ../nbs/02_grammar.ipynb #add2abf7

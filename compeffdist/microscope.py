@@ -12,7 +12,7 @@ from typing import Any, Mapping
 from .settings import Settings, UserError
 from .store import Store
 from .difficulty import (
-    EDGE, _answer_tokens, _check_logits, _check_top, _nucleus_sizes, _parts, answer_rank_score, base_path,
+    EDGE, _answer_tokens, _check_logits, _check_top, _nucleus_sizes, _parts, answer_rank_score,
     encode_sample, load_scorer, score, scoring_arguments, token_rank_scores, token_ranks)
 from .measures import load_proxy
 from .sampling import selection

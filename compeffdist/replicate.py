@@ -7,7 +7,7 @@ __all__ = ['WARM', 'NOTE', 'notebooks', 'check_parameters', 'Progress', 'warm_mo
            'git_commit', 'write_manifest', 'run_key', 'remember', 'unchanged', 'replicate', 'main']
 
 # %% ../nbs/14_replicate.ipynb #42801ca3
-import argparse, contextlib, json, logging, os, platform, re, resource, subprocess, sys, threading, time
+import argparse, contextlib, json, logging, os, platform, re, resource, subprocess, sys, time
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path

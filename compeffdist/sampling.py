@@ -11,7 +11,7 @@ import math
 from typing import Any, Sequence
 import numpy as np
 from .settings import Settings, UserError
-from .store import Store, derive_seed, text_hash, write_rows
+from .store import Store, text_hash, write_rows
 
 # %% ../nbs/09_sampling.ipynb #0e929486
 def _in_unit(name, value):
@@ -203,7 +203,6 @@ def sampling_stage(
         a=settings.sampling_a, by=settings.sampling_by, seed=settings.sampling_seed)
     if method not in METHODS: raise UserError(f"Unknown method {method!r}. Allowed: {', '.join(METHODS)}.")
     def build(out, work):
-        import pandas as pd
         corpus, scores = (
             store.rows("corpus", "corpus.parquet").to_pandas(),
             store.rows("difficulty", "scores.parquet").to_pandas())

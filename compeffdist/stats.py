@@ -8,11 +8,11 @@ __all__ = ['COUNTS', 'mean_sd', 'vectors', 'fold', 'resamples', 'interval', 'pai
 
 # %% ../nbs/13_statistics.ipynb #a1573b43
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 import numpy as np
 from .sentibench import TASKS, Task, get_task
-from .settings import Settings, UserError, load_settings
+from .settings import UserError, load_settings
 from .store import Store
 
 # %% ../nbs/13_statistics.ipynb #299f7c9c

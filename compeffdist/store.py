@@ -8,9 +8,9 @@ __all__ = ['PLUMBING', 'text_hash', 'derive_seed', 'atomic', 'write_json', 'read
 
 # %% ../nbs/01_store.ipynb #64fc3abd
 import ast, contextlib, hashlib, json, os, shutil, sqlite3, threading, time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 from .settings import Settings, UserError, project_root
 
 # %% ../nbs/01_store.ipynb #85e37790

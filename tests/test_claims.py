@@ -232,5 +232,5 @@ def test_every_claim_can_be_looked_up():
     assert len({c.id for c in CLAIMS}) == len(CLAIMS) and all(c.test and c.statement for c in CLAIMS)
 
 def test_a_decimal_is_shown_where_it_stands():
-    text = "Of [two](https://example.org/a/long/address) `names_and_more` in arXiv 2510.24425 one came to 46.4 at last."
+    text = "Of [two](https://example.org/a/long/address) `names_and_more` in arXiv 2510.24425 one came to 46.4."
     assert check_prose(text, [46.29]) == [f"46.4 in {text[text.index('46.4') - 40:text.index('46.4') + 24]!r}"]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEAR', 'LEVEL', 'CLAIMS', 'HOLDS', 'FAILS', 'OPEN', 'ABSENT', 'PAPER_TEACHERS', 'PAPER_STUDENTS', 'COLUMNS', 'QUOTED',
-           'Claim', 'decide', 'most', 'short_of_paper', 'stored_answers', 'ledger', 'systems_named', 'check_table',
-           'check_prose', 'unbacked', 'committed_tables']
+           'Claim', 'decide', 'most', 'short_of_paper', 'stored_answers', 'drawn_answers', 'ledger', 'systems_named',
+           'check_table', 'check_prose', 'unbacked', 'committed_tables']
 
 # %% ../nbs/13b_claims.ipynb #c26e2f35
 import re
@@ -17,7 +17,7 @@ from .sentibench import TASKS
 from .settings import Settings, load_settings
 from .stats import compare, mean_gap, mean_paired
 from .store import Store
-from .systems import System, systems
+from .systems import System, draws_of, systems
 
 # %% ../nbs/13b_claims.ipynb #23bcd2ba
 NEAR, LEVEL = 0.05, 0.02  # margins in F1: per task, and for the mean over tasks
@@ -148,6 +148,16 @@ def stored_answers(
         else None
     )
 
+def drawn_answers(
+    store: Store, # a profile's store
+    draws: Sequence[System], # from `draws_of`; empty for a system that the profile does not have
+    n: int, # draws to answer for; a single one answers n times
+) -> list[dict]|None: # rows of items.parquet, each draw's seeds told apart; None if one was not evaluated
+    "The answers of several draws as those of one system that was asked so many times more."
+    parts = [stored_answers(store, s) for s in (draws if len(draws) > 1 else list(draws) * n)]
+    if not parts or None in parts: return None
+    return [r | dict(seed=f"{r['seed']}, draw {k + 1}") for k, rows in enumerate(parts) for r in rows]
+
 def _systems_of(claim, settings, family):
     "The two systems that a claim compares, None for one that the profile does not have."
     known = {(s.family, s.name): s for s in systems(settings)}
@@ -224,9 +234,11 @@ def _verdict(claim, row, short):
 
 def _row(claim, settings, store, family):
     names, pair = _systems_of(claim, settings, family)
-    sides = [stored_answers(store, s) for s in pair]
+    draws = [draws_of(settings, s) if s else [] for s in pair]
+    most_draws = max(map(len, draws), default=0)
+    sides = [drawn_answers(store, d, most_draws) for d in draws]
     absent = [n for n, rows in zip(names, sides) if rows is None]
-    row = dict(a=names[0], b=names[1])
+    row = dict(a=names[0], b=names[1], draws=most_draws or None)
     if claim.kind == "coverage": row |= _coverage(settings, store)
     elif claim.kind in ("pre-training", "zero-shot"): row |= _seq2seq(claim, settings, store)
     elif absent: row |= dict(here=ABSENT, missing=f"not run in this profile: {', '.join(absent)}")
@@ -241,7 +253,7 @@ def _row(claim, settings, store, family):
 
 # %% ../nbs/13b_claims.ipynb #af047044
 COLUMNS = (
-    "claim source statement test margin profile family a b difference low high p detectable "
+    "claim source statement test margin profile family a b draws difference low high p detectable "
     "tasks tasks_held tasks_failed here verdict why"
 ).split()
 

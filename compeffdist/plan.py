@@ -430,7 +430,8 @@ def left_out(
             len(s.families) > 1,
         ),
         ("FSA-Distillation (fsa)", s.fsa == "none"),
-        ("several training runs a system (seed)", True),
+        ("more samples of each rate than one (curve_draws)", s.curve_draws == 1),
+        ("several training runs on the same rows (seed)", True),
         (
             "another construction: clustering method, number of perspectives, share of analyses "
             "(cluster_method, cluster_preference_percentile, corpus_analysis_share); "

@@ -196,11 +196,12 @@ def sampling_stage(
     name: str, # of the system; the artefact is sample-<name>
     rate: float, # share to keep
     method: str = "soft", # soft | hard | random
+    draw: int = 0, # added to the seed: the same kind of sample, other rows
 ) -> Any: # StageResult; sample.parquet: corpus rows and rank_score
     "Draw one training sample from the scored corpus."
+    seed = settings.sampling_seed + draw
     params = dict(
-        rate=_in_unit("rate", rate), method=method,
-        a=settings.sampling_a, by=settings.sampling_by, seed=settings.sampling_seed)
+        rate=_in_unit("rate", rate), method=method, a=settings.sampling_a, by=settings.sampling_by, seed=seed)
     if method not in METHODS: raise UserError(f"Unknown method {method!r}. Allowed: {', '.join(METHODS)}.")
     def build(out, work):
         corpus, scores = (
@@ -211,7 +212,7 @@ def sampling_stage(
             selection(
                 table, rate, method, settings.sampling_a,
                 None if settings.sampling_by == "overall" else "instruction",
-                settings.sampling_seed).kept.to_numpy()
+                seed).kept.to_numpy()
             & table.rank_score.notna().to_numpy()]
         if not len(chosen):
             raise UserError(

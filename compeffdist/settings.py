@@ -221,6 +221,7 @@ class EvaluationSettings(BaseModel):
     eval_chat_template: bool = False
     eval_context: Positive = 8192
     curve_rates: Shares = [0.1, 0.25, 0.5, 1.0]
+    curve_draws: Positive = 1 # samples at each rate, each with a student of its own
     bootstrap_samples: Positive = 2000
 
     @property

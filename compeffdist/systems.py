@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SUBSETS', 'ABLATIONS', 'MEASURES', 'share', 'System', 'proxy_name', 'ablations', 'asked', 'unlike', 'systems',
-           'results']
+           'draws_of', 'results']
 
 # %% ../nbs/09a_systems.ipynb #5cf44cfe
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from .baselines import BASELINES
 from .settings import Settings, UserError
 from .store import Store
@@ -29,7 +29,7 @@ class System:
     method: str = ""     # choice of rows: all, soft, hard, random; knowdist, icldist (notebook 09d); empty: untrained
     rate: float = 0.0    # share of the corpus that it is trained on
     start: str = ""      # the system whose student it goes on from; the base if empty
-    part: str = "main"   # main; lineage (notebook 09d); one of `ABLATIONS` (notebook 12b)
+    part: str = "main"   # main; draws (more of the same samples); lineage (notebook 09d); one of `ABLATIONS` (12b)
     subset: str = ""     # one of `SUBSETS`: what of the corpus is left out before rows are drawn
     measure: str = "rank" # of difficulty: rank, perplexity, ifd, length, or a proxy for the student (rank score)
     a: float|None = None # the quantile preferred most; the profile's if None
@@ -150,11 +150,24 @@ def systems(
                 System(family, name + end, method, settings.lineage_rate, start and start + end, "lineage")
                 for name, method, start in (
                     ("knowdist", "knowdist", ""), ("icldist", "icldist", ""), ("two-stage", "icldist", "knowdist"))]
-        rows += [
-            System(family, label + share(rate), method, rate)
-            for rate in rates for label, method in (("difficulty", "soft"), ("random", "random"))]
+        for rate in rates: # where ablations are drawn, they bring draws of their own
+            draws = 1 if settings.ablations and rate == settings.ablation_rate else settings.curve_draws
+            rows += [
+                System(
+                    family, label + (f"-draw{k + 1}" if k else "") + share(rate), method, rate,
+                    part="draws" if k else "main", draw=k)
+                for label, method in (("difficulty", "soft"), ("random", "random")) for k in range(draws)]
         if settings.ablations: rows += ablations(settings, family)
     return rows
+
+# %% ../nbs/09a_systems.ipynb #6d603179
+def draws_of(
+    settings: Settings, # the active profile
+    system: System, # one of its systems
+) -> list[System]: # the system itself first
+    "A system and those that differ from it in the draw of their rows alone."
+    same = lambda s: replace(s, name=system.name, part=system.part, draw=system.draw) == system
+    return [system] + [s for s in systems(settings) if same(s) and s.name != system.name]
 
 # %% ../nbs/09a_systems.ipynb #d80cf50e
 def results(

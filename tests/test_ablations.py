@@ -6,7 +6,7 @@ from compeffdist.ablations import ablation_rows, ablation_stages, subset
 from compeffdist.sampling import keep_probability, row_draws
 from compeffdist.settings import UserError, load_settings, project_root
 from compeffdist.store import Store, write_rows
-from compeffdist.systems import SUBSETS, System, ablations as ablation_systems, systems
+from compeffdist.systems import SUBSETS, System, ablations as ablation_systems, draws_of, systems
 
 TYPES = ["analysis", "closed classification", "open classification", "extraction", "scoring", "structured output"]
 ROWS = [
@@ -133,6 +133,9 @@ def test_samples_share_their_controls_rows_and_leave_out_what_has_no_score(tmp_p
             assert control & set(
                 CORPUS["id"][subset(CORPUS, system.subset, s.seed)]) <= set(rows["id"]), system.name
         if system.draw: assert set(rows["id"]) != control
+        if system.name == "random-draw2-30":
+            sampling_stage(s, store, "again", 0.3, "random", system.draw)
+            assert set(store.rows("sample-again", "sample.parquet")["id"]) == set(rows["id"])
 
 def test_proxies_that_would_share_a_name_are_refused():
     with pytest.raises(UserError, match="'package:qwen3' and 'qwen3/'"):
@@ -259,3 +262,17 @@ def test_colliding_proxies_are_named_with_those_that_collide():
     s = load_settings("tiny", difficulty_proxies="package:llama, llama/, package:qwen3, qwen3/")
     with pytest.raises(UserError, match="names 'package:llama' and 'llama/', which would share the name 'llama'"):
         ablation_systems(s, "llama")
+
+def test_a_sample_drawn_again_keeps_its_name_apart_and_other_rows(tmp_path):
+    s = load_settings("tiny", curve_draws=3, curve_rates="0.1, 0.3, 1.0")
+    known = {x.name: x for x in systems(s) if x.family == "llama"}
+    assert [x.name for x in draws_of(s, known["difficulty-30"])] == [
+        "difficulty-30", "difficulty-draw2-30", "difficulty-draw3-30"]
+    assert draws_of(s, known["distilled"]) == [known["distilled"]]
+    assert len({x.sample_stage for x in known.values() if x.part == "draws"}) == 8
+    # the ablations bring the draws of their own rate, and each name stands once
+    both = load_settings("tiny", curve_draws=3, curve_rates="0.1, 0.3, 1.0", ablations=True)
+    names = [(x.family, x.name) for x in systems(both)]
+    assert len(names) == len(set(names))
+    control = next(x for x in systems(both) if x.name == "random-30")
+    assert [x.name for x in draws_of(both, control)] == ["random-30", "random-draw2-30", "random-draw3-30"]

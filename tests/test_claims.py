@@ -35,8 +35,8 @@ def answers(accuracy, n=60, tasks=TASKS, seed=0):
 @pytest.fixture
 def run(tmp_path):
     "A store in which systems can be given an accuracy."
-    def make(profile="tiny", **accuracy):
-        settings = load_settings(profile, outputs=str(tmp_path), bootstrap_samples=300)
+    def make(profile="tiny", draws=1, **accuracy):
+        settings = load_settings(profile, outputs=str(tmp_path), bootstrap_samples=300, curve_draws=draws)
         store = Store(settings)
         for k, (name, a) in enumerate(accuracy.items()):
             rows = a if isinstance(a, list) else answers(a, seed=k)
@@ -46,6 +46,27 @@ def run(tmp_path):
                 params=dict(k=str(a)[:20]))
         return settings, store, ledger(settings, store).set_index(["claim", "family"])
     return make
+
+def test_a_claim_about_samples_is_tested_on_all_their_draws(run):
+    made = dict(
+        llama_base=.3, llama_distilled=.7, llama_difficulty_10=.5, llama_random_10=.5,
+        llama_difficulty_draw2_10=.8, llama_random_draw2_10=.5)
+    _, store, table = run(draws=2, **made)
+    row = table.loc["difficulty", "llama"]
+    assert row.draws == 2 and table.loc["families", "llama"].draws == 1
+    single = mean_paired(*(
+        store.rows(f"evaluation-llama-{n}", "items.parquet").to_list() for n in ("difficulty-10", "random-10")), 300)
+    again = mean_paired(*(
+        store.rows(f"evaluation-llama-{n}-10", "items.parquet").to_list()
+        for n in ("difficulty-draw2", "random-draw2")), 300)
+    assert row.difference == pytest.approx((single["difference"] + again["difference"]) / 2)
+    whole = [mean_paired(
+        store.rows(f"evaluation-llama-{n}-10", "items.parquet").to_list(),
+        store.rows("evaluation-llama-distilled", "items.parquet").to_list(), 300)["difference"]
+        for n in ("difficulty", "difficulty-draw2")]
+    assert table.loc["enough", "llama"].difference == pytest.approx(sum(whole) / 2)
+    _, _, table = run(draws=3, **made) # the third is not there
+    assert table.loc["difficulty", "llama"].here == ABSENT
 
 @pytest.mark.parametrize("low, high, bound, word", [
     (.01, .2, 0, HOLDS), (0, .2, 0, OPEN), (-.3, 0, 0, FAILS),

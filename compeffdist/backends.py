@@ -12,7 +12,8 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 from .settings import UserError, first_line
-from .teacher import Request, Response, cut_at, failed, user_turn
+from .chat import user_turn
+from .teacher import Request, Response, cut_at, failed
 
 # %% ../nbs/03c_backends.ipynb #e5d84e6d
 _checkpoints: dict = {}
@@ -73,7 +74,8 @@ def encode(
 ) -> list[int]: # token ids
     "Token ids of a prompt as the model wants it; raises `UserError` if there is no chat template."
     if not chat_template: return tokenizer(prompt)["input_ids"]
-    return tokenizer(user_turn(tokenizer, prompt, "teacher_chat_template"), add_special_tokens=False)["input_ids"]
+    text = user_turn(tokenizer, prompt, "teacher_chat_template = true")
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 def _too_long(request, n, context):
     "The failure of a request that does not fit, or None."

@@ -233,7 +233,7 @@ def orthogonalised(
     steps: int = 5, # Newton–Schulz iterations
 ): # same shape; singular values between about 0.7 and 1.2
     """A matrix with its singular vectors, every singular value near 1: the step of Muon
-    (Jordan et al. 2024, whose coefficients these are), in the matrix's own precision."""
+    (Jordan et al. 2024, whose coefficients these are), in the precision that the matrix has."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.T if matrix.size(0) > matrix.size(1) else matrix
     x = x / x.norm().clamp(min=1e-7)
@@ -265,7 +265,8 @@ def _muon_adamw():
             state["momentum"].lerp_(grad, 0.05)
             ahead = grad.lerp(state["momentum"], 0.95) # Nesterov
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(orthogonalised(ahead.float()).to(p.dtype), alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+            exact = torch.bfloat16 if p.is_cuda else torch.float32 # as fast as it needs to be on a GPU
+            p.add_(orthogonalised(ahead.to(exact)).to(p.dtype), alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
     return MuonAdamW
 
 def muon_adamw(
@@ -275,7 +276,8 @@ def muon_adamw(
     embeddings: float = 1.0, # that of the embeddings and the output layer
     betas: tuple[float, float] = (0.9, 0.98), # AdamW's, for all but the matrices
     eps: float = 1e-8, # AdamW's
-    weight_decay: float = 0.01, # decoupled; of matrices and embeddings
+    weight_decay: float = 0.01, # decoupled; of the matrices
+    embedding_decay: float|None = None, # that of embeddings and output layer; None: as the matrices
 ): # torch.optim.Optimizer
     """Muon for the matrices inside a model, AdamW for the rest (not in the paper). An orthogonalised step is scaled
     to AdamW's usual size (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves both."""
@@ -285,9 +287,11 @@ def muon_adamw(
         kind = "embeddings" if id(p) in ends else "matrices" if p.ndim == 2 else "other"
         if p.requires_grad: groups[kind].append(p)
     scale = dict(matrices=matrices, embeddings=embeddings, other=1.0)
+    ends_decay = weight_decay if embedding_decay is None else embedding_decay
+    decay = dict(matrices=weight_decay, embeddings=ends_decay, other=0.0)
     return _muon_adamw()(
         [dict(params=found, lr=lr * scale[kind], muon=kind == "matrices",
-              weight_decay=0.0 if kind == "other" else weight_decay)
+              weight_decay=decay[kind])
          for kind, found in groups.items() if found],
         lr=lr, betas=betas, eps=eps)
 
@@ -367,7 +371,7 @@ def train_base(
     from tqdm import tqdm
     rows = encode_segments(samples, tokenizer, max_length)
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    optimizer = muon_adamw(model, 1.5 * lr, 8 / 3, embedding_lr)
+    optimizer = muon_adamw(model, 1.5 * lr, 8 / 3, embedding_lr, embedding_decay=0.0)
     peaks = [group["lr"] for group in optimizer.param_groups]
     progress = _Progress(model, optimizer, generator, rng, work)
     start, queue, log = progress.load()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Sequence
 from .settings import Settings, UserError
 from .store import Store, derive_seed, text_hash, write_rows
-from .teacher import user_turn
+from .chat import user_turn
 from .workers import Job, run_jobs, worker_count
 
 # %% ../nbs/08_difficulty.ipynb #4dc84891
@@ -178,7 +178,7 @@ class Encoded:
 def _prompt_ids(tokenizer, prompt, chat_template):
     "Ids of the prompt with the special tokens that stand before an answer."
     if chat_template:
-        chat = user_turn(tokenizer, prompt, "train_chat_template")
+        chat = user_turn(tokenizer, prompt, "chat_template = True (train_chat_template)")
         return list(tokenizer(chat, add_special_tokens=False)["input_ids"])
     ids = list(tokenizer(prompt)["input_ids"])
     end = tokenizer.eos_token_id

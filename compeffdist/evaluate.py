@@ -22,9 +22,10 @@ from .settings import Settings, UserError, first_line, load_settings
 from .store import (
     ResponseRecord, StageResult, Store, derive_seed, read_json, text_hash, write_json, write_rows)
 from .baselines import Baseline
+from .chat import user_turn
 from .sentibench import TASKS, Task, first_array, get_task, judge, read_split, render, summarise
 from .students import load_student
-from .teacher import Request, ask, load_teacher, teacher_params, user_turn
+from .teacher import Request, ask, load_teacher, teacher_params
 
 # %% ../nbs/11a_evaluate.ipynb #c855e050
 def one_line(
@@ -124,7 +125,7 @@ def encode(
     chat: bool = False, # wrap each in the tokenizer's chat template
 ) -> list[list[int]]: # token ids, unpadded
     "Token ids of prompts; raises `UserError` for a chat template that is not there."
-    if chat: prompts = [user_turn(tokenizer, p, "eval_chat_template") for p in prompts]
+    if chat: prompts = [user_turn(tokenizer, p, "eval_chat_template = true") for p in prompts]
     return tokenizer(list(prompts), add_special_tokens=not chat)["input_ids"]
 
 def fit_prompts(

@@ -263,7 +263,7 @@ def student_facts(
         ) + (f", then {before}" if before else ""),
         training=f"{log['steps']} steps" + "".join(
             f", {k.removeprefix('train_')} {own[k]}"
-            for k in ("train_epochs", "train_lr", "train_batch", "train_accumulation", "train_lora_r")
+            for k in ("train_epochs", "train_lr", "train_muon", "train_batch", "train_accumulation", "train_lora_r")
             if k in own
         ) + f", {log['precision']}",
         command=f"make replicate PROFILE={log['profile']}"

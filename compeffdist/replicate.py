@@ -303,7 +303,7 @@ def _uses_hub(settings):
     return (
         "hub" in (s.texts_source, s.student_source)
         or s.teacher_backend in ("transformers", "vllm")
-        or any(m not in ("student", "build") and not m.startswith("package:") for m in models)
+        or any(m not in ("student", "build") and not m.startswith("package:") and not Path(m).is_dir() for m in models)
     )
 
 def _environment(settings):

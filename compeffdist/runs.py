@@ -47,6 +47,8 @@ def run_row(
         cpu=fixed["cpu"], cores=fixed["cores"], gpu=str(fixed["gpu"] or ""),
         versions=" ".join(f"{k}={v}" for k, v in sorted(fixed["versions"].items())),
         steps=counts.get("steps"), tokens=counts.get("tokens"),
+        epochs=settings.train_epochs if trained else None, lr=settings.train_lr if trained else None,
+        muon=settings.train_muon if trained else None,
         train_seconds=trained.get("seconds"), evaluation_seconds=evaluated["seconds"],
     )
     means = own.score.mean()

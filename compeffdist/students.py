@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Sequence
 from .settings import Settings, UserError, first_line, load_settings
 from .store import StageResult, Store, derive_seed, read_json, write_json
-from .teacher import user_turn
+from .chat import user_turn
 from .workers import run_group
 from .base import base_loss, base_stage, bf16_pays, length_batches, muon_adamw, plain_attention
 
@@ -24,7 +24,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 def _prompt_ids(tokenizer, prompts, chat):
     "Token ids of prompts and what precedes an answer: a space, or the chat template's turn marker."
     if not chat: return tokenizer(list(prompts)).input_ids, list(prompts), " "
-    shown = [user_turn(tokenizer, p, "train_chat_template") for p in prompts]
+    shown = [user_turn(tokenizer, p, "train_chat_template = true") for p in prompts]
     return tokenizer(shown, add_special_tokens=False).input_ids, shown, ""
 
 def encode_rows(
@@ -322,7 +322,7 @@ def _agreed(settings, processes):
     import torch
     s = settings
     own = next((k for k in ("train_length_power", "train_lm_weight") if getattr(s, k)), None)
-    whole = "train_muon" if s.train_muon else own
+    whole = " and ".join(f"{k} = {getattr(s, k)}" for k in (own, s.train_muon and "train_muon") if k)
     if own and s.train_packing:
         raise UserError(
             f"{own} = {getattr(s, own)} weighs rows, and train_packing = true joins rows. "
@@ -333,8 +333,8 @@ def _agreed(settings, processes):
             "Set train_processes = 0 (a process for each), or CUDA_VISIBLE_DEVICES=0.")
     if whole and s.train_fsdp and processes > 1:
         raise UserError(
-            f"{whole} = {getattr(s, whole)} needs whole copies of the student, and train_fsdp = true cuts it up. "
-            f"Set train_fsdp = false, or {whole} = 0, which is the paper's way.")
+            f"{whole} needs whole copies of the student, and train_fsdp = true cuts it up. "
+            "Set train_fsdp = false, or the others to 0, which is the paper's way.")
     return own
 
 # %% ../nbs/10_students.ipynb #83398921
@@ -386,6 +386,7 @@ def finetune(
         optimizer="muon" if settings.train_muon else "adamw", lora_r=settings.train_lora_r,
         micro_batch=max(1, settings.train_batch // trainer.parts),
         final_loss=curve[-1]["loss"], curve=curve)
+    if share <= 0: return model, log | dict(tokens_per_second=None) # the last checkpoint was the end
     return model, log | dict(tokens_per_second=round(share * counts["tokens"] * settings.train_epochs / seconds))
 
 # %% ../nbs/10_students.ipynb #a909e630

@@ -191,7 +191,7 @@ def test_a_whole_small_run(tmp_path, monkeypatch):
         base.seal(shipped/family, family=family)
     monkeypatch.setattr(base, "students_folder", lambda: shipped)
     s = load_settings(
-        "tiny", outputs=str(tmp_path/"out"), ablations=True, lineage=False, ablation_rate=0.3,
+        "tiny", curve_draws=1, outputs=str(tmp_path/"out"), ablations=True, lineage=False, ablation_rate=0.3,
         families="llama", difficulty_proxies="package:qwen3",
         texts_total=40, benchmark_train=8, benchmark_test=4, train_epochs=1, train_lr=1e-2,
         eval_limit=1, eval_seeds="42", shots=1, shots_reduce=True,

@@ -65,6 +65,12 @@ def test_a_claim_about_samples_is_tested_on_all_their_draws(run):
         store.rows("evaluation-llama-distilled", "items.parquet").to_list(), 300)["difference"]
         for n in ("difficulty", "difficulty-draw2")]
     assert table.loc["enough", "llama"].difference == pytest.approx(sum(whole) / 2)
+    # +20 and +30 points: the items decide, two draws do not
+    assert row.low > 0 and row.draws_low < 0 < row.draws_high and row.here == OPEN
+    good, poor = answers(.9), answers(.4) # the same in both draws
+    alike = run(draws=2, **made | dict(
+        llama_difficulty_10=good, llama_random_10=poor, llama_difficulty_draw2_10=good, llama_random_draw2_10=poor))
+    assert alike[2].loc["difficulty", "llama"].draws_low > 0 and alike[2].loc["difficulty", "llama"].here == HOLDS
     _, _, table = run(draws=3, **made) # the third is not there
     assert table.loc["difficulty", "llama"].here == ABSENT
 

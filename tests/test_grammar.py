@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from compeffdist import grammar as g
+from compeffdist import grammar as g, phrases
 from compeffdist.settings import UserError
 
 KINDS = list(g.DECKS)
@@ -59,7 +59,7 @@ def test_neighbouring_phrases_keep_to_their_side():
             w = g.Writer(random.Random(n), test)
             try: g.write_review(w, "imdb", "pos") if n % 2 else g.write_tweet(w, "pstance", "against")
             except g.Stuck: continue
-            assert w.keys and all(g.on_test_side(a, b) == test for a, b in zip(w.keys, w.keys[1:]))
+            assert w.keys and all(phrases.on_test_side(a, b) == test for a, b in zip(w.keys, w.keys[1:]))
 
 
 def test_test_texts_share_words_but_not_clauses(texts):
@@ -96,7 +96,7 @@ def test_unknown_kind_or_split(kind, split, word):
 
 
 def test_exhausted_grammar_says_what_to_do(monkeypatch):
-    monkeypatch.setitem(g.tables()["tweets"]["intimacy"], "highly", ["I love you"])
+    monkeypatch.setitem(phrases.tables()["tweets"]["intimacy"], "highly", ["I love you"])
     monkeypatch.setitem(g.DECKS, "intimacy", {"highly": 1})
     with pytest.raises(UserError, match="Ask for fewer"): g.generate(500, "intimacy", 1, "train")
 

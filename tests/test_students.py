@@ -24,7 +24,7 @@ def settings(**over):
         dict(
             train_epochs=6, train_lr=1e-2, train_batch=4, train_accumulation=1,
             train_max_length=96, train_packing=False, train_precision="fp32",
-            train_length_power=0, train_lm_weight=0,
+            train_length_power=0, train_lm_weight=0, train_muon=0,
         ),
         **over,
     ))
@@ -109,13 +109,19 @@ def test_every_weight_is_trained_by_the_optimizer_that_the_settings_name(tok, tm
 
 def test_muon_goes_with_adapters_and_not_with_shards(tok, tmp_path, monkeypatch):
     import torch
-    before = model(tok)
-    after, _ = students.finetune(
-        model(tok), tok, ROWS, settings(train_muon=1, train_lora_r=4, train_epochs=1), tmp_path/"lora")
-    assert not all(torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters()))
+    made = {}
+    for muon in (0, 1):
+        s = settings(train_muon=muon, train_lora_r=4, train_epochs=1)
+        made[muon], log = students.finetune(model(tok), tok, ROWS, s, tmp_path/f"lora{muon}")
+        assert log["optimizer"] == ("muon" if muon else "adamw")
+    moved = [n for (n, p), q in zip(made[0].named_parameters(), made[1].parameters()) if not torch.equal(p, q)]
+    assert moved and all("proj" in n for n in moved) # the linear layers, which have adapters
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="train_muon = 1.0 needs whole copies .* or train_muon = 0"):
+    with pytest.raises(UserError, match="train_muon = 1.0 needs whole copies .* or the others to 0"):
         students.finetune(model(tok), tok, ROWS, settings(train_muon=1, train_fsdp=True), tmp_path)
+    with pytest.raises(UserError, match="train_lm_weight = 0.3 and train_muon = 1.0 needs"):
+        s = settings(train_muon=1, train_lm_weight=0.3, train_fsdp=True)
+        students.finetune(model(tok), tok, ROWS, s, tmp_path)
 
 @pytest.mark.parametrize("power, lm", [(0, 0), (0.5, 0), (1, 0), (1, 0.3), (0, 2)])
 @pytest.mark.parametrize("family", list(base.FAMILIES))
@@ -451,6 +457,7 @@ def test_out_of_memory_on_a_single_row_and_other_errors(tok, tmp_path, monkeypat
     with pytest.raises(RuntimeError, match="no such kernel"): students.finetune(m, tok, ROWS, settings(), tmp_path/"b")
 
 def test_the_papers_schedule():
+    assert all(students._optimizer(load_settings(p)) is None for p in ("mini", "gpu", "paper")) # AdamW
     args = students.training_arguments(
         load_settings("paper", train_fsdp=False), Path("unused"), bf16=True, processes=2
     )

@@ -2,8 +2,8 @@
 
 `make replicate` first; then `python benchmarks/ablate_optimizer.py [family …]`. The students with Muon are those of
 the run. Beside them the same base students are trained with AdamW alone on the same rows, in the same order, two side
-by side with one thread each, and asked SentiBench as notebook 11a does. Writes benchmarks/results/ablate_optimizer.json
-and .md.
+by side with one thread each, and asked SentiBench as notebook 11a does.
+Writes benchmarks/results/ablate_optimizer.json and .md.
 """
 import os, sys, tempfile
 from concurrent.futures import ProcessPoolExecutor

@@ -153,6 +153,7 @@ def ablation_sample_stage(
     )
     return store.stage(system.sample_stage, build, inputs=_stages(system), params=params, code=["ablations"])
 
+# %% ../nbs/12b_ablations.ipynb #05191dda
 def ablation_stages(
     settings: Settings, # ablations decides whether anything is done
     store: Store, # texts, corpus, difficulty, base student, benchmark

@@ -78,6 +78,7 @@ def _split(listing: str) -> tuple[str, ...]:
     parts = [_clean(x) for x in re.split(r"\s*[,;|/]\s*(?:or\s+|and\s+)?|\s+(?:or|and|vs\.?)\s+", listing)]
     return tuple(dict.fromkeys(p for p in parts if p and len(p.split()) <= 5))
 
+# %% ../nbs/03a_analyst.ipynb #9cd6f385
 @functools.lru_cache(maxsize=4096)
 def label_sets(
     instruction: str, # the instruction
@@ -258,6 +259,7 @@ def _yes(instruction: str, facts: Facts, target: str) -> bool:
     if re.search(r"formal", low): return facts.formality == ("informal" if "informal" in low else "formal")
     return facts.subjectivity == "subjective"
 
+# %% ../nbs/03a_analyst.ipynb #1762109b
 def _label(p: Plan, instruction: str, facts: Facts, target: str) -> str:
     "The best-scoring label of the set."
     names = {_norm(l): l for l in p.labels}
@@ -476,6 +478,7 @@ def _prose(instruction: str, facts: Facts, target: str, rng: random.Random) -> s
     said = [rng.choice(templates[d]).format(**slots) for d in chosen]
     return " ".join(s for s in [*said, rng.choice(templates["closing"]).format(**slots)] if s)
 
+# %% ../nbs/03a_analyst.ipynb #0946a86a
 _INLINE_TARGET = re.compile(r"\s+(?:Target|Topic):\s*([^\n]{1,80}?)\s*$")  # a target at the end of an input
 
 def answer(

@@ -236,6 +236,7 @@ def _frame(rows, columns):
     import pandas as pd
     return pd.DataFrame(list(rows), columns=list(columns)).astype(columns)
 
+# %% ../nbs/04_attributes.ipynb #caa5d7ea
 def attributes_stage(
     settings: Settings, # the active profile
     store: Store, # where texts are and where the result goes

@@ -54,6 +54,7 @@ def group_weights(
             if group in aspect.category: w[group] = 1.6
     return w
 
+# %% ../nbs/03b_author.ipynb #4f44407d
 def pick_attributes(
     facts, # what the analyst found
     text: str, # the text
@@ -131,6 +132,7 @@ def _item(n, name, description, value, style):
     if broken == 1: return f"{n}{number} {title}:\n   {d}{sep}{description}\n   {v}{sep}{value}"
     return f"{n}{number} {title}: {d}{sep}{description} {v}{sep}{value}"
 
+# %% ../nbs/03b_author.ipynb #6b247839
 def compose_attributes(
     text: str, # the user text
     rng: random.Random, # source of variation
@@ -241,6 +243,7 @@ def new_text(
         text += ("" if text[-1] in ".!?" else ".") + " " + _tail(rng)
     return _tidy(text, rng, domain)
 
+# %% ../nbs/03b_author.ipynb #b780bbf8
 def _tail(rng):
     "A sentence without any feeling, so that inputs rarely repeat."
     t = tables("texts")
@@ -315,6 +318,7 @@ def group_of(
             return "category" if group in _TOPICS else group
     return next((g for g, words in _KEYWORDS if re.search(words, low)), "polarity")
 
+# %% ../nbs/03b_author.ipynb #327f6714
 def pick_kinds(
     attribute: str, # the perspective's attribute
     n: int, # how many tasks
@@ -386,6 +390,7 @@ def kind_of(
         "polarity2",
     )
 
+# %% ../nbs/03b_author.ipynb #cf3198e2
 def _labels(kind, rng):
     "A label set of this kind: as listed, or in another order, or capitalised."
     labels = list(rng.choice(kind["labels"]))

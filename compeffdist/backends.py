@@ -209,6 +209,7 @@ def _generate(self: TransformersTeacher, requests: Sequence[Request], seeds: Seq
         else: rows.append((ids, request, seed))
     for batch in _batches(rows, self.batch, self.batch_tokens): yield from _answer(self, batch)
 
+# %% ../nbs/03c_backends.ipynb #0e125c22
 def _answer(self, batch):
     "One padded batch through model.generate."
     import torch
@@ -474,6 +475,7 @@ def _persist(self, client, request, seed, stop):
         )
     return failed(request, f"{why} ({attempt + 1} attempts)", attempt + 1)
 
+# %% ../nbs/03c_backends.ipynb #268efd1f
 def _openai_generate(self: OpenAITeacher, requests: Sequence[Request], seeds: Sequence[int]) -> Iterator[Response]:
     """Keep `concurrency` requests in flight;
     on an error that concerns all, hand over what is still coming in, then raise it."""

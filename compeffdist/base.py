@@ -269,6 +269,7 @@ def _muon_adamw():
             p.add_(orthogonalised(ahead.to(exact)).to(p.dtype), alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
     return MuonAdamW
 
+# %% ../nbs/07a_base.ipynb #304ee65a
 def muon_adamw(
     model: Any, # a transformers causal language model
     lr: float, # peak learning rate

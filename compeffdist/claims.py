@@ -333,6 +333,7 @@ def check_table(
             ]
     return wrong
 
+# %% ../nbs/13b_claims.ipynb #c5c12600
 def check_prose(
     text: str, # Markdown without tables
     values: Sequence[float], # all numbers of the committed tables, in percent

@@ -61,6 +61,7 @@ def _by_kind(instructions, types=()):
     out["task"] = {p: items for p, items in out["task"].items() if items}
     return out
 
+# %% ../nbs/07_corpus.ipynb #7e807808
 class _Deck:
     """Texts in random order, `deal` gives each equally often; `deal_near` takes none out of the deck.
     Never the same text twice for one instruction."""

@@ -175,6 +175,7 @@ class Encoded:
     truncated: bool = False     # were answer tokens cut off?
     error: str|None = None      # why the row cannot be scored
 
+# %% ../nbs/08_difficulty.ipynb #4ab55ba0
 def _prompt_ids(tokenizer, prompt, chat_template):
     "Ids of the prompt with the special tokens that stand before an answer."
     if chat_template:
@@ -530,6 +531,7 @@ def score_share(
         model, tokenizer, rows.select(range(share, len(rows), shares)), "rank",
         **scoring_arguments(settings, model), work=Path(work)/f"{share}-of-{shares}", progress=True)
 
+# %% ../nbs/08_difficulty.ipynb #b4054024
 def difficulty_stage(
     settings: Settings, # the active profile
     store: Store, # where corpus and base student are

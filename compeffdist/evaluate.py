@@ -280,6 +280,7 @@ def answer_logprobs(
                 )[:, 0].tolist()
     return out
 
+# %% ../nbs/11a_evaluate.ipynb #eebd121f
 def choose_whole_labels(
     model: Any, # a transformers causal language model
     ids: Sequence[Sequence[int]], # prompts
@@ -515,6 +516,7 @@ def item_row(
         **{k: float(judged[k]) for k in ("n_pred", "pred_hits", "n_gold", "gold_hits")},
     )
 
+# %% ../nbs/11a_evaluate.ipynb #e9424ed6
 def summary(
     rows: Sequence[dict], # rows of items.parquet, of one system
     rules: str = "official", # the rules they were judged by

@@ -158,6 +158,7 @@ def _stated(rng, pool, labels, shots):
         items.append((text, labels[0] if w in pool.words(text) else labels[1]))
     return _fill(rng, pool, "stated", a=labels[0], b=labels[1], w=w), items
 
+# %% ../nbs/06a_formats.ipynb #34bd74ae
 def classify_sample(
     rng: random.Random, # source of every choice
     pool: Pool, # texts and wordings
@@ -234,6 +235,7 @@ def _objects(rng, pool, text, rule, fields, values):
         found.append({f: v or "NULL" for f, v in row.items()})
     return " ".join(words), found
 
+# %% ../nbs/06a_formats.ipynb #6b086869
 def extract_sample(
     rng: random.Random, # source of every choice
     pool: Pool, # texts and wordings
@@ -333,6 +335,7 @@ def repeat_sample(rng: random.Random, pool: Pool, least: int = 6, most: int = 24
         pairs = [(", ".join(f"{k}: {v}" for k, v in table.items()), ", ".join(f"{k}: {table[k]}" for k in asked))]
     return _frame(rng, pool, rng.choice(["Repeat the words.", "Write it again.", "Copy.", "Say the same."]), pairs)
 
+# %% ../nbs/06a_formats.ipynb #4f1ec327
 # parts of the diet
 KINDS = (
     (classify_sample, 42), (extract_sample, 28), (score_sample, 3), (prose_sample, 4),
@@ -403,6 +406,7 @@ def _clause_end(words, at, starts):
         at += 1
     return at
 
+# %% ../nbs/06a_formats.ipynb #87dc6d44
 def _said(pool, words, start, end):
     "Up to three words behind the next is, are, was or were before any punctuation, to the end of their clause."
     stop = next((i + 1 for i in range(end - 1, len(words)) if words[i][-1:] in _END), len(words))
@@ -455,6 +459,7 @@ def _marked(words, found, marks, late):
         shown[at] = f"{word} [{mark}]{words[at][len(word):]}"
     return shown
 
+# %% ../nbs/06a_formats.ipynb #37e13577
 def _thing_instruction(rng, pool, fields, marks, label, only, seen):
     "One wording of the task and of each field."
     a = next(iter(fields.values())).replace("_", " ")

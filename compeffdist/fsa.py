@@ -41,6 +41,7 @@ def _records(path):
         raise UserError(f"FSA file {path} holds no array of records. Fetch it again.")
     return records
 
+# %% ../nbs/12a_fsa.ipynb #f5952eb6
 def _check(kind, record, where):
     "Refuse a record that cannot be used, by field and value."
     fix = "Mend that record or drop it."
@@ -103,6 +104,7 @@ def fsa_pairs(
     }
     return [(term, polarity) for _, _, term, polarity in sorted(found)]
 
+# %% ../nbs/12a_fsa.ipynb #9e5d84c5
 def render_linear(
     pairs: Sequence[tuple[str, str]], # (term or category, polarity)
 ) -> str: # "soup | positive ; tea | negative"; empty for no pair
@@ -271,6 +273,7 @@ def parse_analysis(
         if isinstance(i, dict) and cell(i, "aspect_term")
     ]
 
+# %% ../nbs/12a_fsa.ipynb #d9d5a860
 def render_analysis(
     opinions: Sequence[Mapping], # from `parse_analysis`
 ) -> str: # numbered lines
@@ -303,6 +306,7 @@ def usable_response(
     if _LINE.match(response) or response[0] in "[{": return "", "an analysis, not a rewrite"
     return (response, "") if response != text.strip() else ("", "the review itself")
 
+# %% ../nbs/12a_fsa.ipynb #ae492c43
 def read_responses(
     path: "str|Path", # JSON lines with Text and mixtral_response, as released
 ) -> list[dict]: # text, kind, response
@@ -360,6 +364,7 @@ def new_t5(
         torch.manual_seed(derive_seed(settings.seed, "fsa", "t5"))
         return T5ForConditionalGeneration(config), tok
 
+# %% ../nbs/12a_fsa.ipynb #478549d4
 def load_t5(
     source: "str|Path", # folder or hub name
     revision: str|None = None, # the hub's commit
@@ -694,6 +699,7 @@ def fsa_zero_shot_stage(
         params=dict(tasks=tasks, eval_limit=s.eval_limit, input_tokens=s.fsa_input_tokens), code=["fsa"],
     )
 
+# %% ../nbs/12a_fsa.ipynb #91d51826
 def fsa_stages(
     settings: Settings, # fsa decides whether anything is done
     store: Store, # holds texts and SentiBench

@@ -286,6 +286,8 @@ DOMAINS = {
     "tweet": dict(twitter=3, irony18=3, tweeteval=3, intimacy=3),
     "political": dict(pstance=1),
 }
+
+# %% ../nbs/02_grammar.ipynb #764b9e30
 DOMAIN_OF = {kind: domain for domain, kinds in DOMAINS.items() for kind in kinds}
 MAX_WORDS = 36
 
@@ -398,6 +400,7 @@ def _aspects(item: Item) -> list[dict[str, str]]:
         }
     return list(rows.values())
 
+# %% ../nbs/02_grammar.ipynb #c1c672ba
 def _quads(item: Item) -> dict[str, Any]:
     "ASQP annotations, as a list and as the string that the official files also hold."
     rows = [

@@ -262,6 +262,7 @@ def in_usual_format(
     json_like = [_is_json(r["output"]) for r in rows]
     return [r for r, j in zip(rows, json_like) if j == (sum(json_like) * 2 > len(rows))]
 
+# %% ../nbs/06_instructions.ipynb #1c1dbc14
 def demonstration_fault(
     row: Mapping, # input, output
     task: Mapping, # the task with its demonstrations so far
@@ -364,6 +365,7 @@ def parse_prompts(
     if not items: raise ValueError("no numbered list")
     return items
 
+# %% ../nbs/06_instructions.ipynb #995dece1
 def _build_analysis(self: Builder, perspectives: Mapping[int, Sequence[Mapping]]) -> dict[int, list[str]]:
     "Step A4: analysis prompts from the most frequent attributes and their descriptions."
     s = self.settings
@@ -507,6 +509,7 @@ def group_perspectives(
         ))
     return out
 
+# %% ../nbs/06_instructions.ipynb #b3abb238
 def _build(self: Builder, perspectives: Mapping[int, Sequence[Mapping]]) -> dict[str, dict]:
     "Steps A4 to A6 for all perspectives; drops are in `self.dropped`."
     if len(self.texts) < 2:
@@ -578,6 +581,7 @@ def _from_release(value, path):
             attributes=entry.get("attributes", []), analysis=entry["analysis"], tasks=tasks)
     return out
 
+# %% ../nbs/06_instructions.ipynb #3969daf7
 def load_instructions(
     path: Path|str, # instructions.json, or the folder that holds it, or a file in the layout of the authors' release
 ) -> dict[str, dict]: # perspective id -> attribute, attributes, analysis, tasks
@@ -632,6 +636,7 @@ def find_target(
     noun = re.search(r"\b(?i:the|this|that|my|our) ([a-z]{3,})", text)
     return f"the {noun[1]}" if noun else "the subject"
 
+# %% ../nbs/06_instructions.ipynb #72d014ba
 def task_input(
     task: Mapping, # a task
     text: str, # a user text
@@ -703,6 +708,7 @@ _KEYS = (
     "construct_temperature construct_max_tokens construct_schema"
 ).split()
 
+# %% ../nbs/06_instructions.ipynb #60f5ff5f
 def instructions_stage(
     settings: Settings, # the active profile
     store: Store, # where perspectives are and where the result goes

@@ -71,6 +71,8 @@ ICL_FIELDS = (
 ICL_HEADERS = (
     ("Input", "Output"), ("Text", "Answer"), ("Review", "Sentiment"),
     ("Post", "Result"), ("Message", "Response"), ("Comment", "Category"))
+
+# %% ../nbs/09d_lineage.ipynb #9625ba21
 _ENDS = ("Answer with one of: {}.", "Options: {}.", "Choose among {}.", "Labels: {}.")
 
 def icl_prompts(

@@ -47,6 +47,7 @@ def packaged_model(
     folder = Path(list(spec.submodule_search_locations)[0])/"model"
     return check_weights(folder, digest)
 
+# %% ../nbs/05_perspectives.ipynb #c079be62
 def check_weights(
     folder: Path, # holds model.safetensors
     digest: str, # SHA-256 expected
@@ -84,6 +85,7 @@ def _encoder(name, revision):
             "Use package:all-MiniLM-L6-v2 where there is no network."
         ) from e
 
+# %% ../nbs/05_perspectives.ipynb #21a1b93c
 def embed(
     names: Sequence[str], # attribute names
     settings: Any, # has embedding_model and embedding_revision
@@ -123,6 +125,7 @@ def similarities(
     np.minimum(S, 0, out=S); np.fill_diagonal(S, 0)
     return S
 
+# %% ../nbs/05_perspectives.ipynb #ac95513d
 def _check_attributes(attributes):
     "The table's columns, names and counts; returns it as a plain DataFrame."
     import pandas as pd
@@ -282,6 +285,7 @@ def _partition(vectors, method, n_clusters, max_iter, seed, weights=None):
         centres.append(at[((vectors[at] - mean)**2).sum(1).argmin()])
     return labels, np.array(centres)
 
+# %% ../nbs/05_perspectives.ipynb #db0307cd
 def _check_arguments(n, method, n_clusters, weighted, damping, max_iter, percentile):
     if method not in METHODS:
         raise UserError(f"cluster_method = {method!r} is not known. Allowed: {', '.join(METHODS)}.")
@@ -397,6 +401,7 @@ def cluster_by(
         s.cluster_method, s.cluster_count, s.cluster_weighted, s.cluster_memory_gib,
     )
 
+# %% ../nbs/05_perspectives.ipynb #15656654
 def perspectives_stage(
     settings: Settings, # embedding_… and cluster_…
     store: Store, # holds attributes

@@ -310,6 +310,7 @@ def clause(
         return Clause(text, parents, polarity, template.startswith(("{A}", "[", "what", "all in all", "overall")))
     raise Stuck
 
+# %% ../nbs/01a_phrases.ipynb #a4b58428
 def neutral(
     w: Writer, # the text's writer
     group: str, # group of frames without opinion

@@ -44,6 +44,7 @@ def _asked(stage, n, words, expected, most, s):
         stage=stage, who="teacher", requests=n, tokens_in=round(n*words*s.plan_tokens_per_word),
         tokens_out=round(n*min(expected, most)), tokens_out_most=n*most)
 
+# %% ../nbs/14a_plan.ipynb #10637f4b
 def teacher_lines(
     settings: Settings, # the active profile
 ) -> list[dict]: # stage, who, requests, tokens_in, tokens_out, tokens_out_most
@@ -116,6 +117,7 @@ def student_lines(
         ))
     return out + _t5_lines(s, text)
 
+# %% ../nbs/14a_plan.ipynb #0c874378
 # records in the real train splits
 FSA_TRAIN = {"atsa/laptop14": 2436, "atsa/rest14": 2432, "acsa/laptop16": 2000, "acsa/rest16": 1600}
 
@@ -141,6 +143,7 @@ def parameters(
     found = re.findall(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", short)
     return float(found[-1][0])*dict(b=1e9, m=1e6)[found[-1][1]] if found else None
 
+# %% ../nbs/14a_plan.ipynb #9b505264
 def _size(who, s):
     "Parameters of the teacher, of a family's student or of a named proxy."
     name = (
@@ -197,6 +200,7 @@ def memory(
     else: each = 2 if s.student_dtype == "bfloat16" else 4
     return size*each/1e9
 
+# %% ../nbs/14a_plan.ipynb #aa37e67f
 def disk(
     line: Mapping[str, Any], # a line of the plan
     settings: Settings, # the active profile
@@ -289,6 +293,7 @@ def _devices(kind, s):
         return s.train_processes or s.plan_devices
     return 1 # students side by side have a core each
 
+# %% ../nbs/14a_plan.ipynb #5d52b4db
 def actual(
     settings: Settings, # the active profile
     manifest: Mapping[str, Any], # of its finished run, from manifest.json
@@ -523,6 +528,7 @@ def _teacher_prompts(s, n):
     texts = [i.text for i in generate(n, "product", s.seed)]
     return [render_prompt("task", task, t) if i % 5 else enumerate_prompt(t) for i, t in enumerate(texts)]
 
+# %% ../nbs/14a_plan.ipynb #c8cb792c
 def _teacher_speed(s, requests):
     "Requests a second, tokens read and tokens written a second; None where an API answers."
     from compeffdist.teacher import Request, load_teacher

@@ -91,6 +91,7 @@ def _read_tuples(task, raw):
     ]
     return tuple(whole), status == "json" and len(whole) == len(found)
 
+# %% ../nbs/11b_predict.ipynb #77d06bb7
 class Analyzer(Student):
     "The evaluation's student, asked without demonstrations; see `SentimentAnalyzer`."
     def _ids(self, task, texts, targets=None):
@@ -309,6 +310,7 @@ def model_card(
           "SentimentAnalyzer.from_pretrained(\"<this folder>\").polarity([\"The soup was lovely.\"])\n```\n"
     )
 
+# %% ../nbs/11b_predict.ipynb #b0a2e3e3
 def export_student(
     path: "str|Path", # a student's folder inside a run's artifacts
     to: "str|Path", # a new or empty folder

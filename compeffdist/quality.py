@@ -117,6 +117,7 @@ def instruction_texts(
         ]
     ]
 
+# %% ../nbs/06b_quality.ipynb #7d571373
 def find_faults(
     instructions: Mapping[str, Mapping], # perspective id -> analysis, tasks
 ) -> list[dict]: # perspective, id, reason, item
@@ -145,6 +146,7 @@ def find_faults(
         for r in find_repeats([x for _, _, x in shown])
     ]
 
+# %% ../nbs/06b_quality.ipynb #b1cafe62
 def types_covered(
     instructions: Mapping[str, Mapping], # perspective id -> analysis, tasks
     faulty: Sequence[str] = (), # ids of tasks that are not valid

@@ -82,6 +82,7 @@ def _add_cues(t: SimpleNamespace, cue: Mapping) -> None:
         _trie({p: -(1.0, 1.5, 2.5)[min(len(p.split()), 3) - 1] for p in cue["stance"]["against"]}),
     )
 
+# %% ../nbs/02c_reading.ipynb #c68b7b24
 @functools.cache
 def tables() -> SimpleNamespace:
     "Load the word tables once and index them."

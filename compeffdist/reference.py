@@ -17,6 +17,7 @@ from .systems import systems
 COLUMNS = "source family system quantity value unit note".split()
 UNKNOWN = "not available here"
 
+# %% ../nbs/13c_reference.ipynb #9365dfd2
 def read_reference(
     path: Path|None = None, # the file; the project's reference.csv if None
 ) -> list[dict]: # rows of `COLUMNS`; value is a float, or None where it is not known
@@ -56,6 +57,7 @@ def read_reference(
         rows.append(row)
     return rows
 
+# %% ../nbs/13c_reference.ipynb #9ebe1649
 def _number(text, where):
     if not text: return None
     try: value = float(text)
@@ -119,6 +121,7 @@ def measured(
         out["t5-base", "fsa-distilled", "gain on fine-grained tasks"] = gain
     return out
 
+# %% ../nbs/13c_reference.ipynb #248b5687
 def comparison(
     settings: Settings, # the active profile
     store: Store, # its artefacts

@@ -173,6 +173,7 @@ def _tidy(out, root):
     made["metadata"]["papermill"] = dict(parameters=made["metadata"]["papermill"]["parameters"])
     write_json(out, made)
 
+# %% ../nbs/14_replicate.ipynb #50e394ce
 def run_notebook(
     path: Path, # the notebook
     out: Path, # its executed copy
@@ -356,6 +357,7 @@ def run_key(
     )
     return {k: text_hash(json.dumps(v, sort_keys=True, default=str)) for k, v in parts.items()}
 
+# %% ../nbs/14_replicate.ipynb #f43ae3cd
 def _products(store):
     "Figures, tables and executed notebooks, with the time of their last change."
     return {
@@ -468,6 +470,7 @@ class _Run:
     kernels: Kernels = field(default_factory=Kernels)
     def unchanged(self, path): return None if self.rerun else unchanged(path, self.store, self.key)
 
+# %% ../nbs/14_replicate.ipynb #2c0b47d7
 def _announced(run, i):
     "Run one notebook, unless it is as it was, and print what its stages did."
     path, store = run.chosen[i], run.store
@@ -536,6 +539,7 @@ def main(
         return 130
     return 0
 
+# %% ../nbs/14_replicate.ipynb #fda538aa
 def _is_json(text):
     try: json.loads(text)
     except ValueError: return False

@@ -129,6 +129,7 @@ def _labelled(html):
     heads = [re.sub("<[^>]*>", "", h).replace('"', "&quot;") for h in re.findall(r"<th[^>]*>(.*?)</th>", html, re.S)]
     return re.sub(r"<tr>|<td", cell, html)
 
+# %% ../nbs/13d_report.ipynb #a93ecd65
 def _tables(store):
     "Every table of a profile; one whose cells are sentences is marked."
     rows = []
@@ -181,6 +182,7 @@ def _deviations():
     file = project_root()/"DEVIATIONS.md"
     return _labelled(_html(file.read_text(encoding="utf-8").partition("\n")[2])) if file.is_file() else ""
 
+# %% ../nbs/13d_report.ipynb #c87af821
 def write_report(
     store: Store, # the profile's store
     note: str, # what a reader must know before the numbers

@@ -344,6 +344,7 @@ _REVISIONS = {
     "fsa_model": "fsa_revision",
 } | {f"student_model_{f}": f"student_revision_{f}" for f in ("llama", "qwen3", "gemma3")}
 
+# %% ../nbs/00_settings.ipynb #bf447cc4
 def load_settings(
     profile: str = "tiny", # a section of settings.ini
     path: Path|None = None, # another settings file; the project's if None

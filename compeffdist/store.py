@@ -178,6 +178,7 @@ class ResponseRecord:
             self._db.execute("pragma synchronous=normal")
             self._db.executescript(_SCHEMA)
 
+# %% ../nbs/01_store.ipynb #3ef91a75
 @contextlib.contextmanager
 def _record_errors(path):
     "Turn what SQLite says of a file (not of a wrong call) into a `UserError` with the advice that fits."

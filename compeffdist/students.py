@@ -54,6 +54,7 @@ def encode_rows(
         out.append(dict(input_ids=ids, labels=labels))
     return out, count | dict(rows_out=len(out))
 
+# %% ../nbs/10_students.ipynb #2867e718
 def _fit(ids, cut, max_length, bos):
     "Cut a row on the left, keep its start token, and mask the prompt."
     labels = [-100] * cut + ids[cut:]
@@ -446,6 +447,7 @@ def load_student(
             f"{folder} cannot be loaded as a student: {first_line(e)} "
             "Delete it and run the same command again.") from e
 
+# %% ../nbs/10_students.ipynb #de47e4e0
 def _prepared(model, settings):
     "A student in 4 bits, made ready for training; any other as it is."
     if not getattr(model, "is_loaded_in_4bit", False): return model
@@ -506,6 +508,7 @@ def _trained(settings, source, sample_stage, out, work, seed, name, attention="s
     if os.environ.get("RANK", "0") == "0": model.save_pretrained(out); tokenizer.save_pretrained(out)
     return log
 
+# %% ../nbs/10_students.ipynb #878e0ee4
 def student_stage(
     settings: Settings, # student_…, train_… decide
     store: Store, # where sample and base student are

@@ -21,6 +21,7 @@ def share(
     "How the name of a system or stage ends that has a share of the rows."
     return "" if rate == 1 else f"-{100*rate:g}"
 
+# %% ../nbs/09a_systems.ipynb #df760ba7
 @dataclass(frozen=True)
 class System:
     "One row of the experiments."
@@ -75,6 +76,7 @@ def proxy_name(
     "A proxy's name, without its revision, in letters that a folder may have."
     return re.sub(r"[^a-z0-9.]+", "-", proxy.partition("@")[0].lower().removeprefix("package:")).strip("-.")
 
+# %% ../nbs/09a_systems.ipynb #57212f13
 def _subsets(s):
     "Those that leave out something that the profile's corpus has."
     types = ("no-classification", "no-extraction", "no-scoring", "no-structured")
@@ -132,6 +134,7 @@ def unlike(
             f"two-stage{end} goes on from knowdist{end} with icldist{end}'s rows.")
     return "".join(said)
 
+# %% ../nbs/09a_systems.ipynb #6d2431bd
 def systems(
     settings: Settings, # the active profile
 ) -> list[System]: # the teacher first, then the baselines and each family's systems

@@ -354,6 +354,7 @@ def _back_end(name, s):
         s.teacher_chat_template, json.loads(extra or "{}"),
     )
 
+# %% ../nbs/03_teacher.ipynb #193dcca2
 def load_teacher(
     settings: Settings, # the active profile
 ) -> Teacher: # not started yet

@@ -103,6 +103,7 @@ def hub_source(
         )
     return dict(zip(("path", "config", "column", "revision"), m.groups()))
 
+# %% ../nbs/02a_texts.ipynb #1da89bdd
 def _hub_texts(sources: Sequence[str], total: int, seed: int) -> list[dict[str, Any]]:
     "Texts of hub data sets, equally many of each."
     from datasets import load_dataset

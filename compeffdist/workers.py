@@ -74,6 +74,7 @@ def _environment(**values):
             if v is None: os.environ.pop(k, None)
             else: os.environ[k] = v
 
+# %% ../nbs/01b_workers.ipynb #1ca68d50
 def _end_with_parent():
     "End when the process that started this one is gone; otherwise it would go on writing beside the next run."
     import multiprocessing, threading
@@ -214,6 +215,7 @@ def _watch(members, queue):
     listen()
     return heard
 
+# %% ../nbs/01b_workers.ipynb #fd445a7a
 def run_group(
     count: int, # processes; 1: the function is called here
     module: str, # of the package

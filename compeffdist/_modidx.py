@@ -748,7 +748,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'compeffdist/replicate.py'),
                                        'compeffdist.replicate._alive': ('replicate.html#_alive', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._announced': ('replicate.html#_announced', 'compeffdist/replicate.py'),
-                                       'compeffdist.replicate._dead_counts': ('replicate.html#_dead_counts', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._end': ('replicate.html#_end', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._environment': ('replicate.html#_environment', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._expected': ('replicate.html#_expected', 'compeffdist/replicate.py'),

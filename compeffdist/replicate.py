@@ -277,15 +277,11 @@ def write_manifest(
         notebooks={k: round(v, 1) for k, v in durations.items()},
         seconds=round(sum(durations.values()) if seconds is None else seconds, 1),
         unchanged=list(kept), stages_built=list(built), peak_process_gib=round(peak, 2),
-        stages=stages, dead_requests=_dead_counts(store),
+        stages=stages,
+        dead_requests={n: s["counts"]["dead"] for n, s in stages.items() if s["counts"].get("dead")},
         tables={p.name: content_hash(p) for p in sorted(store.tables.glob("*.csv"))},
     ))
     return store.root/"manifest.json"
-
-def _dead_counts(store):
-    counts = {}
-    for row in store.record.dead(): counts[row["stage"]] = counts.get(row["stage"], 0) + 1
-    return counts
 
 # %% ../nbs/14_replicate.ipynb #59f20dd9
 NOTE = {

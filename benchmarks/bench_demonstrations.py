@@ -5,7 +5,6 @@ checkpoints; texts are cut as in `mini`. Tasks with labels only, one seed of dem
 benchmarks/results/demonstrations.json and .md. Without arguments: `mini`'s own student, if it is there.
 """
 import os, sys
-from pathlib import Path
 from compeffdist.evaluate import evaluate, summary
 from compeffdist.replicate import machine
 from compeffdist.sentibench import TASKS

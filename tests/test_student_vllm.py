@@ -1,5 +1,5 @@
 "A student from the first step to the last: trained, saved, exported, read by vLLM, evaluated there as here."
-import json, os, subprocess, sys
+import json, subprocess, sys
 import pytest
 from conftest import NEEDS_VLLM, VLLM_ENV
 from compeffdist.backends import TransformersTeacher

@@ -46,7 +46,8 @@ def main() -> None:
     lines += [f"| {r['optimizer']} | {r['milliseconds']} | {r['ratio']} |" for r in rows]
     (out/"muon.md").write_text(
         f"# One optimizer step\n\n`python benchmarks/bench_muon.py`, {machine()['cpu']}, "
-        f"one thread, the shipped Llama ({sum(p.numel() for p in model.parameters()):,} weights). Medians of {STEPS} steps taken in turn.\n\n"
+        f"one thread, the shipped Llama ({sum(p.numel() for p in model.parameters()):,} weights). "
+        f"Medians of {STEPS} steps taken in turn.\n\n"
         + "\n".join(lines) + "\n")
     print("\n".join(lines))
 

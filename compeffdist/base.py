@@ -258,9 +258,9 @@ def _muon_adamw():
             super().step()
             return loss
         def _move(self, p, group):
+            state = self.state[p]
             # AdamW looks for "step" wherever a parameter has a state
-            state = self.state[p] or self.state[p] | dict(step=torch.tensor(0.0), momentum=torch.zeros_like(p))
-            self.state[p] = state
+            if not state: state.update(step=torch.tensor(0.0), momentum=torch.zeros_like(p))
             grad, p.grad = p.grad, None # AdamW skips what has no gradient
             state["momentum"].lerp_(grad, 0.05)
             ahead = grad.lerp(state["momentum"], 0.95) # Nesterov

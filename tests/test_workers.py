@@ -111,10 +111,10 @@ def left_without(parent, folder):
     """Kill a process once its two children have noted their ids in `begun-*`;
     the children that are there ten seconds later."""
     import time
+    noted = lambda: [int(pid) for p in folder.glob("begun-*") if (pid := p.read_text())] # empty while it is written
     for _ in range(800):
-        if len(list(folder.glob("begun-*"))) == 2: break
+        if len(pids := noted()) == 2: break
         time.sleep(0.25)
-    pids = [int(p.read_text()) for p in folder.glob("begun-*")]
     parent.kill(); parent.wait()
     assert len(pids) == 2
     for _ in range(40):

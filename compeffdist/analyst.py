@@ -197,6 +197,21 @@ def _named_fields(instruction: str) -> tuple[str, ...]:
         plain = [w for w in re.findall(r"[A-Za-z_]+", after[1]) if _norm(w) in known]
     return tuple(dict.fromkeys(q for q in (quoted or plain) if _norm(q) not in _synonyms()["polarity"]))
 
+# %% ../nbs/03a_analyst.ipynb #c3544889
+def _score_plan(instruction: str, outputs: Sequence[str]) -> Plan | None:
+    "The range of the number that is asked for: the instruction's, else the examples'; None if none is asked for."
+    low = instruction.lower()
+    numbers = bool(outputs) and all(re.fullmatch(r"[-+]?\d+(?:\.\d+)?", o.strip()) for o in outputs)
+    ranges = [(float(a), float(b)) for a, b in _RANGE.findall(instruction) if float(a) < float(b) <= 100]
+    if not numbers and (
+        outputs or not ranges or not re.search(r"scale|score|rate|rating|number|integer|scor", low)
+    ):
+        return None
+    seen = [float(o) for o in outputs] if numbers else []
+    a, b = ranges[0] if ranges else (min(0.0, *seen) if min(seen) < 1 else 1.0, max(5.0, *seen))
+    whole = not any("." in o for o in outputs) and not re.search(r"decimal|float|0\.\d", low) and b - a > 2
+    return Plan("score", low=a, high=b, whole=whole)
+
 # %% ../nbs/03a_analyst.ipynb #710641b9
 @functools.lru_cache(maxsize=8192)
 def plan(
@@ -205,15 +220,8 @@ def plan(
 ) -> Plan: # the kind of answer and its details
     "Find out what kind of answer is wanted."
     low = instruction.lower()
-    made = _json_plan(instruction, outputs)
+    made = _json_plan(instruction, outputs) or _score_plan(instruction, outputs)
     if made: return made
-    numbers = bool(outputs) and all(re.fullmatch(r"[-+]?\d+(?:\.\d+)?", o.strip()) for o in outputs)
-    ranges = [(float(a), float(b)) for a, b in _RANGE.findall(instruction) if float(a) < float(b) <= 100]
-    if numbers or (ranges and not outputs and re.search(r"scale|score|rate|rating|number|integer|scor", low)):
-        seen = [float(o) for o in outputs] if numbers else []
-        a, b = ranges[0] if ranges else (min(0.0, *seen) if min(seen) < 1 else 1.0, max(5.0, *seen))
-        whole = not any("." in o for o in outputs) and not re.search(r"decimal|float|0\.\d", low) and b - a > 2
-        return Plan("score", low=a, high=b, whole=whole)
     short = tuple(dict.fromkeys(o.strip() for o in outputs)) if all(len(o.split()) <= 5 for o in outputs) else None
     if outputs and short is None: return Plan("prose")
     best = (0.0, (), (None, {}))
@@ -397,22 +405,36 @@ def _kind(name: str) -> str:
     kinds = _field_kinds()
     return kinds.get(n) or next((k for w in reversed(n.split()) if (k := kinds.get(w))), "other")
 
-# %% ../nbs/03a_analyst.ipynb #b87da01c
+# %% ../nbs/03a_analyst.ipynb #639d67b4
 _DETERMINERS = frozenset(("the", "this", "our", "my"))
 
+def _term(a: Aspect, text: str, seen: Sequence[str]) -> str:
+    "The aspect's term, with the determiner before it if a term seen begins with one."
+    before = text[:max(a.start, 0)].split()[-1:]
+    if (
+        a.term and before and before[0].lower() in _DETERMINERS
+        and any(v.split()[:1] and v.split()[0].lower() in _DETERMINERS for v in seen)
+    ):
+        return text[a.start - len(before[0]) - 1:a.start] + a.term
+    return a.term
+
+def _rating(instruction: str, seen: Sequence[str], valence: float) -> int:
+    "The valence on the instruction's scale, else on one from 1 to 5 or to the highest number seen."
+    numbers = [float(x) for x in seen if re.fullmatch(r"-?\d+(?:\.\d+)?", x)]
+    ranges = [(float(x), float(y)) for x, y in _RANGE.findall(instruction) if float(x) < float(y)]
+    low, high = ranges[0] if ranges else (1.0, max([5.0, *numbers]))
+    return round(low + (valence + 1) / 2 * (high - low))
+
+def _quote(evidence: Sequence[str]) -> str:
+    return " and ".join(f'"{e}"' for e in evidence) or "of the text"
+
+# %% ../nbs/03a_analyst.ipynb #b87da01c
 def _cell(f: str, kind: str, a: Aspect, p: Plan, instruction: str, facts: Facts, target: str, null: bool):
     "The value of one field."
     seen = p.values.get(f, ())
     empty = "NULL" if null else ""
     per_aspect = p.shape == "array"
-    if kind == "term":
-        before = facts.text[:max(a.start, 0)].split()[-1:]
-        if (
-            a.term and before and before[0].lower() in _DETERMINERS
-            and any(v.split()[:1] and v.split()[0].lower() in _DETERMINERS for v in seen)
-        ):
-            return facts.text[a.start - len(before[0]) - 1:a.start] + a.term
-        return a.term or empty
+    if kind == "term": return _term(a, facts.text, seen) or empty
     if kind == "category":
         return _category_map(
             instruction,
@@ -423,29 +445,19 @@ def _cell(f: str, kind: str, a: Aspect, p: Plan, instruction: str, facts: Facts,
     if kind == "holder": return a.holder or empty
     if kind == "evidence": return facts.evidence[0] if facts.evidence else facts.text[:60]
     if kind == "reason": return f"The wording {_quote(facts.evidence[:1])} suggests a {facts.polarity} attitude."
-    if kind in ("score", "confidence"):
-        numbers = [float(x) for x in seen if re.fullmatch(r"-?\d+(?:\.\d+)?", x)]
-        if kind == "confidence": return round(0.5 + abs(facts.valence) / 2, 2)
-        ranges = [(float(x), float(y)) for x, y in _RANGE.findall(instruction) if float(x) < float(y)]
-        low, high = ranges[0] if ranges else (1.0, max([5.0, *numbers]))
-        return round(low + (facts.valence + 1) / 2 * (high - low))
+    if kind == "confidence": return round(0.5 + abs(facts.valence) / 2, 2)
+    if kind == "score": return _rating(instruction, seen, facts.valence)
     if seen and all(x in ("true", "false") for x in seen): return _yes(f + " " + instruction, facts, target)
-    for d in ((kind,) if kind in DIMENSIONS else ()):
+    if kind in DIMENSIONS:
         allowed = next((
-            s for s in (seen if len(seen) > 1 else (), *label_sets(instruction))
-            if s and map_labels(tuple(s))[0] == d
-        ), ())
-        return (
-            _label(Plan("labels", tuple(allowed), *map_labels(tuple(allowed))), instruction, facts, target)
-            if allowed
-            else best_of(_dimension_scores(d, facts, target))
-        )
+            labels for labels in (seen if len(seen) > 1 else (), *label_sets(instruction))
+            if labels and map_labels(labels)[0] == kind
+        ), None)
+        if not allowed: return best_of(_dimension_scores(kind, facts, target))
+        return _label(Plan("labels", allowed, *map_labels(allowed)), instruction, facts, target)
     if len(seen) > 1 and all(len(x.split()) <= 4 for x in seen):
         return _label(Plan("labels", seen, *map_labels(seen, f)), f, facts, target)
     return facts.evidence[0] if facts.evidence else empty
-
-def _quote(evidence: Sequence[str]) -> str:
-    return " and ".join(f'"{e}"' for e in evidence) or "of the text"
 
 # %% ../nbs/03a_analyst.ipynb #de768a4f
 def _prose(instruction: str, facts: Facts, target: str, rng: random.Random) -> str:

@@ -127,6 +127,30 @@ class RowSampler:
         chosen = torch.full_like(logits, float("-inf")).scatter_(1, order.gather(1, rank), 0.0)
         return scores.index_copy(0, hot.to(scores.device), chosen.to(scores.dtype))
 
+# %% ../nbs/03c_backends.ipynb #d739d646
+def _ids(value): return [] if value is None else value if isinstance(value, list) else [value]
+
+def _load_causal(name, revision, dtype):
+    "(model, tokenizer, end-of-text ids) of a checkpoint; raises `UserError` if it cannot be loaded."
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"teacher_model = {name!r} (revision {revision}) cannot be loaded: {first_line(e)} "
+            "Check the name, the revision and the network."
+        ) from e
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    ends = {*_ids(model.generation_config.eos_token_id), *_ids(tokenizer.eos_token_id)}
+    # Sampling defaults shipped with a checkpoint must not reach into ours.
+    model.generation_config = GenerationConfig(
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=min(ends, default=0),
+    )
+    return model, tokenizer, ends
+
 # %% ../nbs/03c_backends.ipynb #deec490a
 class TransformersTeacher:
     "A causal language model run by transformers' generate, in batches; loaded at the first request."
@@ -148,29 +172,10 @@ class TransformersTeacher:
 
     def load(self): # (model, tokenizer, end-of-text ids)
         "The weights and the tokenizer, loaded once; raises `UserError` if they cannot be."
-        if self._loaded: return self._loaded
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-        name, revision = self.source["model"], self.source["revision"] or "main"
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
-            model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=self.options["dtype"])
-        except (OSError, ValueError) as e:
-            raise UserError(
-                f"teacher_model = {name!r} (revision {revision}) cannot be loaded: {first_line(e)} "
-                "Check the name, the revision and the network."
-            ) from e
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        ends = {*_ids(model.generation_config.eos_token_id), *_ids(tokenizer.eos_token_id)}
-        # Sampling defaults shipped with a checkpoint must not reach into ours.
-        model.generation_config = GenerationConfig(
-            eos_token_id=sorted(ends) or None,
-            pad_token_id=min(ends, default=0),
-        )
-        self._loaded = model, tokenizer, ends
+        if not self._loaded:
+            source = self.source
+            self._loaded = _load_causal(source["model"], source["revision"] or "main", self.options["dtype"])
         return self._loaded
-
-def _ids(value): return [] if value is None else value if isinstance(value, list) else [value]
 
 # %% ../nbs/03c_backends.ipynb #12bcde00
 def _context(config, limit):

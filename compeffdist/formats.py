@@ -15,7 +15,7 @@ from typing import Callable, Sequence
 from .settings import UserError, project_root
 from .store import read_json
 
-# %% ../nbs/06a_formats.ipynb #4098c375
+# %% ../nbs/06a_formats.ipynb #1b8d7946
 def _tables():
     return read_json(
         Path(__file__).parent/"data"/"formats.json" if "__file__" in globals()
@@ -30,6 +30,19 @@ STOPWORDS = frozenset((
 
 def _low(word): return word.lower().strip(".,;:!?\"'()*#@")
 
+# %% ../nbs/06a_formats.ipynb #522f2cfe
+def _cues(index):
+    """Words to ask about: those in 4 texts or more, or in 2 or 1 if there are fewer than 8;
+    raises `UserError` if there still are."""
+    for least in (4, 2, 1):
+        cues = sorted(w for w, found in index.items() if len(found) >= least and w not in STOPWORDS)
+        if len(cues) >= 8: return cues
+    raise UserError(
+        "A base student needs user texts with at least 8 distinct words to ask about, "
+        f"and got {len(cues)}. Raise texts_total in settings.ini."
+    )
+
+# %% ../nbs/06a_formats.ipynb #4098c375
 class Pool:
     "User texts, indexed by word, and the tables of wordings."
     def __init__(
@@ -48,13 +61,7 @@ class Pool:
         for i, text in enumerate(self.texts):
             for w in set(self.words(text)): self.index.setdefault(w, []).append(i)
         self.vocabulary = sorted(self.index)
-        often = lambda n: sorted(w for w, found in self.index.items() if len(found) >= n and w not in STOPWORDS)
-        self.cues = next((c for n in (4, 2, 1) if len(c := often(n)) >= 8), [])
-        if not self.cues:
-            raise UserError(
-                "A base student needs user texts with at least 8 distinct words to ask about, "
-                f"and got {len(often(1))}. Raise texts_total in settings.ini."
-            )
+        self.cues = _cues(self.index)
     def kind(self, word):
         "The kind of a noun of the table `things`, also with -s or -es; None for other words."
         w = _low(word)

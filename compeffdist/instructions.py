@@ -649,7 +649,7 @@ def task_input(
         else text
     )
 
-# %% ../nbs/06_instructions.ipynb #d44fa240
+# %% ../nbs/06_instructions.ipynb #3c2476ef
 @dataclass
 class InstructionSet:
     "What `build_instructions` made."
@@ -658,13 +658,9 @@ class InstructionSet:
     perspectives: Any # DataFrame: attribute, count, perspective, exemplar
     dropped: list[dict] # perspective (-1: before there were any), step, reason, item
 
-def build_instructions(
-    texts: Sequence[str], # user texts
-    teacher: Any, # from `load_teacher`
-    settings: Settings, # enumerate_…, attributes_…, cluster_…, instructions_…, seed
-    folder: Path|str|None = None, # where answers are recorded and instructions.json is written; None: nothing is kept
-) -> InstructionSet: # instructions and how they came about
-    "Steps A1 to A6 on a list of texts; raises `UserError` when the texts or the teacher give too little."
+# %% ../nbs/06_instructions.ipynb #9037976f
+def _checked(texts, min_count):
+    "The texts as a list; raises `UserError` if one is empty or no string, or if they are too few."
     texts = list(texts)
     if bad := [t for t in texts if not isinstance(t, str) or not t.strip()]:
         raise UserError(
@@ -674,8 +670,19 @@ def build_instructions(
     if len(texts) < 2:
         raise UserError(
             f"{len(texts)} texts are not enough: at least two are needed, "
-            f"some hundreds for attributes to be seen more than {settings.attributes_min_count} times."
+            f"some hundreds for attributes to be seen more than {min_count} times."
         )
+    return texts
+
+# %% ../nbs/06_instructions.ipynb #d44fa240
+def build_instructions(
+    texts: Sequence[str], # user texts
+    teacher: Any, # from `load_teacher`
+    settings: Settings, # enumerate_…, attributes_…, cluster_…, instructions_…, seed
+    folder: Path|str|None = None, # where answers are recorded and instructions.json is written; None: nothing is kept
+) -> InstructionSet: # instructions and how they came about
+    "Steps A1 to A6 on a list of texts; raises `UserError` when the texts or the teacher give too little."
+    texts = _checked(texts, settings.attributes_min_count)
     with contextlib.ExitStack() as stack:
         home = Path(folder) if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         record = ResponseRecord(home/"responses.sqlite")

@@ -465,6 +465,51 @@ def _near(x: float, anchors: Mapping[str, float]) -> dict[str, float]:
     "Scores that prefer the label whose anchor is nearest."
     return {k: -abs(x - a) for k, a in anchors.items()}
 
+# %% ../nbs/02c_reading.ipynb #20724f2d
+def _strength(text: str, plus: float, minus: float) -> float:
+    "How strongly a text speaks, 0 .. 1: by its praise and its criticism, exclamation marks and capitals."
+    return min(
+        1.0,
+        (plus + minus) / 9
+        + 0.1 * text.count("!")
+        + 0.1 * sum(w.isupper() and len(w) > 2 for w in text.split()),
+    )
+
+def _informality(text: str, lows: Sequence[str]) -> float:
+    "Informal words and marks, less the formal words."
+    t = tables()
+    return (
+        sum(w in t.informal for w in lows)
+        + text.count("!") / 2
+        + ("#" in text) + ("@" in text)
+        - 2 * sum(w in t.formal for w in lows)
+    )
+
+# %% ../nbs/02c_reading.ipynb #8f15f70f
+def _all_scores(
+    text: str, lows: Sequence[str], hits: Sequence[Hit], aspects: Sequence[Aspect], v: float
+) -> dict[str, dict[str, float]]:
+    "dimension -> {canonical answer: score}; `v` is the text's valence."
+    plus, minus = sum(h.valence for h in hits if h.valence > 0), -sum(h.valence for h in hits if h.valence < 0)
+    both, strength = min(plus, minus) / max(plus, minus, 1.0), _strength(text, plus, minus)
+    facts = 0.2 * sum(w in tables().objective or w.isdigit() for w in lows)
+    return {
+        "polarity": {"positive": v - 0.08, "negative": -v, "neutral": 0.25, "mixed": both - 0.3},
+        "rating": _near(v, {
+            "very negative": -0.85, "negative": -0.4, "neutral": 0.0, "positive": 0.4, "very positive": 0.85,
+        }),
+        "intensity": _near(strength, {"low": 0.1, "moderate": 0.4, "high": 0.75}),
+        "emotion": _emotion_scores(lows, v),
+        "irony": {"irony": _irony_score(text, lows, v) - 1.1, "non-irony": 0.0},
+        "intimacy": _near(_intimacy_score(text, lows), {
+            "not intimate": 1.4, "moderately intimate": 2.2, "highly intimate": 2.9,
+        }),
+        "subjectivity": {"subjective": strength + 0.3 * ("i" in lows), "objective": 0.25 + facts},
+        "recommendation": {"recommend": v, "not recommend": -v, "unclear": 0.2},
+        "formality": {"informal": _informality(text, lows), "formal": 0.9},
+        "category": _category_scores(aspects),
+    }
+
 # %% ../nbs/02c_reading.ipynb #60f3304b
 @functools.lru_cache(maxsize=16384)
 def analyse(
@@ -472,44 +517,15 @@ def analyse(
 ) -> Facts: # everything the analyst sees in it
     "Read one text; deterministic and cached."
     text = re.sub(r"\\n|<br ?/?>|\s+", " ", text[:4000]).replace('""', '"').strip()
-    t, tokens = tables(), tokenize(text)
+    tokens = tokenize(text)
     lows, hits = [k.low for k in tokens], find_hits(tokens)
     v = _valence(text, tokens, hits)
-    plus, minus = sum(h.valence for h in hits if h.valence > 0), -sum(h.valence for h in hits if h.valence < 0)
-    strength = min(
-        1.0,
-        (plus + minus) / 9
-        + 0.1 * text.count("!")
-        + 0.1 * sum(w.isupper() and len(w) > 2 for w in text.split()),
-    )
-    both = min(plus, minus) / max(plus, minus, 1.0)
-    irony, close = _irony_score(text, lows, v), _intimacy_score(text, lows)
-    said = (
-        sum(w in t.informal for w in lows)
-        + text.count("!") / 2
-        + ("#" in text) + ("@" in text)
-        - 2 * sum(w in t.formal for w in lows)
-    )
-    facts = 0.2 * sum(w in t.objective or w.isdigit() for w in lows)
-    scores = {
-        "polarity": {"positive": v - 0.08, "negative": -v, "neutral": 0.25, "mixed": both - 0.3},
-        "rating": _near(v, {
-            "very negative": -0.85, "negative": -0.4, "neutral": 0.0, "positive": 0.4, "very positive": 0.85,
-        }),
-        "intensity": _near(strength, {"low": 0.1, "moderate": 0.4, "high": 0.75}),
-        "emotion": _emotion_scores(lows, v),
-        "irony": {"irony": irony - 1.1, "non-irony": 0.0},
-        "intimacy": _near(close, {"not intimate": 1.4, "moderately intimate": 2.2, "highly intimate": 2.9}),
-        "subjectivity": {"subjective": strength + 0.3 * ("i" in lows), "objective": 0.25 + facts},
-        "recommendation": {"recommend": v, "not recommend": -v, "unclear": 0.2},
-        "formality": {"informal": said, "formal": 0.9},
-    }
     aspects = tuple(find_aspects(text, tokens, hits, v))
     evidence = tuple(
         text[tokens[h.wide].start:tokens[h.end - 1].end]
         for h in sorted(hits, key=lambda h: -abs(h.valence))
     )
-    scores["category"] = _category_scores(aspects)
+    scores = _all_scores(text, lows, hits, aspects, v)
     best = {k: best_of(s) for k, s in scores.items()}
     return Facts(
         text, v, best["polarity"], best["intensity"], best["emotion"], best["irony"], best["intimacy"],

@@ -108,6 +108,52 @@ def _run(job, settings):
     sys.stderr.job = job.name
     return job.run(settings)
 
+# %% ../nbs/01b_workers.ipynb #999811ba
+def _check_order(jobs):
+    "Raise `UserError` if a job waits for one that does not stand before it."
+    names = [job.name for job in jobs]
+    if wrong := [job for i, job in enumerate(jobs) if job.after and job.after not in names[:i]]:
+        raise UserError(
+            f"The job {wrong[0].name!r} waits for {wrong[0].after!r}, which does not stand before it. "
+            f"Jobs in order: {', '.join(names)}."
+        )
+
+def _progress(futures, running, said):
+    "What each running job has done, beside its name."
+    return "; ".join(
+        f"{job.name} {said[job.name]}"
+        for f, job in futures.items()
+        if f in running and job.name in said
+    )
+
+# %% ../nbs/01b_workers.ipynb #9098583b
+def _run_all(pool, bars, jobs, settings, label):
+    "Run jobs in a pool until all have ended, or those begun before the first error; future -> job."
+    from concurrent.futures import FIRST_COMPLETED, wait
+    from concurrent.futures.process import BrokenProcessPool
+    from tqdm import tqdm
+    futures, running, said, shown = {}, set(), {}, time.monotonic()
+    def begin(waiting): # what waits for nothing that is still to be done; the rest
+        still = {job.name for job in waiting} | {futures[f].name for f in running}
+        for job in (ready := [job for job in waiting if job.after not in still]):
+            futures[f := pool.submit(_run, job, settings)] = job
+            running.add(f)
+        return [job for job in waiting if job not in ready]
+    waiting = begin(jobs)
+    with tqdm(total=len(jobs), desc=label, unit="job", mininterval=1) as bar:
+        while running: # to the end, also after an error: a worker whose bars nobody reads would stop
+            done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+            while not bars.empty(): said.update([bars.get()])
+            if any(not f.cancelled() and f.exception() for f in done):
+                running, waiting = {f for f in running if not f.cancel()}, []
+            try: waiting = begin(waiting)
+            except BrokenProcessPool: waiting = [] # its running job says so too
+            bar.update(len(done))
+            due = time.monotonic() - shown > 5
+            bar.set_postfix_str(_progress(futures, running, said), refresh=due)
+            if due: shown = time.monotonic()
+    return futures
+
 # %% ../nbs/01b_workers.ipynb #75f58f64
 def run_jobs(
     settings: Settings, # workers: 1 = here, one after the other; 0 = one process a core; n = n processes
@@ -118,22 +164,9 @@ def run_jobs(
     """Run stages side by side; the first error is raised after the running jobs have ended,
     and what is finished stays stored."""
     import multiprocessing
-    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-    from concurrent.futures.process import BrokenProcessPool
-    from tqdm import tqdm
-    names = [job.name for job in jobs]
-    if wrong := [job for i, job in enumerate(jobs) if job.after and job.after not in names[:i]]:
-        raise UserError(
-            f"The job {wrong[0].name!r} waits for {wrong[0].after!r}, which does not stand before it. "
-            f"Jobs in order: {', '.join(names)}."
-        )
+    from concurrent.futures import ProcessPoolExecutor
+    _check_order(jobs)
     if settings.workers == 1: return [job.run(settings) for job in jobs]
-    def begin(waiting): # what waits for nothing that is still to be done; the rest
-        still = {job.name for job in waiting} | {futures[f].name for f in running}
-        for job in (ready := [job for job in waiting if job.after not in still]):
-            futures[f := pool.submit(_run, job, settings)] = job
-            running.add(f)
-        return [job for job in waiting if job not in ready]
     spawn = multiprocessing.get_context("spawn")
     with (
         _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"),
@@ -141,27 +174,7 @@ def run_jobs(
             worker_count(settings, len(jobs), each), spawn, _begin, (bars := spawn.SimpleQueue(),)
         ) as pool,
     ):
-        futures, running, said, shown = {}, set(), {}, time.monotonic()
-        waiting = begin(jobs)
-        with tqdm(total=len(jobs), desc=label, unit="job", mininterval=1) as bar:
-            while running: # to the end, also after an error: a worker whose bars nobody reads would stop
-                done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
-                while not bars.empty(): said.update([bars.get()])
-                if any(not f.cancelled() and f.exception() for f in done):
-                    running, waiting = {f for f in running if not f.cancel()}, []
-                try: waiting = begin(waiting)
-                except BrokenProcessPool: waiting = [] # its running job says so too
-                bar.update(len(done))
-                due = time.monotonic() - shown > 5
-                bar.set_postfix_str(
-                    "; ".join(
-                        f"{job.name} {said[job.name]}"
-                        for f, job in futures.items()
-                        if f in running and job.name in said
-                    ),
-                    refresh=due,
-                )
-                if due: shown = time.monotonic()
+        futures = _run_all(pool, bars, jobs, settings, label)
         _raise_first(futures, label, settings)
         made = {id(job): f.result() for f, job in futures.items()}
         return [made[id(job)] for job in jobs]

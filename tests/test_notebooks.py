@@ -26,7 +26,7 @@ def test_opening(path):
 def test_size_and_prose(path):
     code = [c for c in cells(path) if c["cell_type"] == "code"]
     assert len(cells(path)) <= 80
-    assert max(len(source(c).splitlines()) for c in code) <= 60
+    assert max(len(source(c).splitlines()) for c in code) <= 40
     prose = sum(len(source(c).split()) for c in cells(path) if c["cell_type"] == "markdown")
     assert prose > 120
 

@@ -410,6 +410,40 @@ def _step(model, optimizer, bf16, ids, answer, keep, lm_weight=0.3):
 
 SCHOOL_TRAINING = dict(ordered=True, embedding_lr=0.05, lm_weight=0.1) # after `school_samples`
 
+# %% ../nbs/07a_base.ipynb #336697b6
+def _beginner(family, samples, vocab, hidden, layers, heads, seed, encode, std):
+    "A tokenizer learned from `samples`, and a model that starts from random weights and the meanings of words."
+    import torch
+    tokenizer = train_tokenizer(("".join(s for s, _ in sample) for sample in samples[:8000]), family, vocab)
+    model = new_model(family, len(tokenizer), hidden, layers, heads, derive_seed(seed, "weights", family), tokenizer)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(lexical_embeddings(
+            tokenizer, hidden, encode, std, derive_seed(seed, "embeddings")))
+    return tokenizer, model
+
+# %% ../nbs/07a_base.ipynb #385d8662
+def _second_term(model, tokenizer, samples, first, steps, batch, lr, seed, work, bf16):
+    "Train for another whole schedule; the log counts on from step `first`."
+    if work: (work := Path(work)/"things").mkdir(exist_ok=True)
+    log = train_base(
+        model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "things order"), work=work, bf16=bf16,
+        **(SCHOOL_TRAINING | dict(ordered=False)))
+    return [dict(r, step=first + r["step"]) for r in log]
+
+# %% ../nbs/07a_base.ipynb #26f3d636
+def _graduate(model, tokenizer, log, out, dtype):
+    "Write checkpoint and log; counts: tokens, parameters, final answer loss."
+    import torch
+    model.config.use_cache = True
+    model.eval().to(getattr(torch, dtype)).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    write_json(Path(out)/"base_log.json", log[::max(1, len(log) // 200)] + log[-1:])
+    tail = log[-20:]
+    return dict(
+        tokens=sum(r["tokens"] for r in log),
+        parameters=sum(p.numel() for p in model.parameters()),
+        answer_loss=round(sum(r["answer_loss"] for r in tail) / len(tail), 3))
+
 # %% ../nbs/07a_base.ipynb #e3eeec1d
 def build_base(
     family: str, # llama, qwen3 or gemma3
@@ -433,38 +467,22 @@ def build_base(
 ) -> dict: # counts: texts, samples, tokens, parameters, final answer loss
     """Train tokenizer and base student on user texts and format-following data,
     and save an ordinary transformers checkpoint."""
-    import torch
     # after school only the tokenizer learns from these
     second, samples = [], format_samples(
         texts, 12_800 if school else min(steps * batch, 40_000), derive_seed(seed, "format"), max_words)
-    tokenizer = train_tokenizer(("".join(s for s, _ in sample) for sample in samples[:8000]), family, vocab)
-    model = new_model(family, len(tokenizer), hidden, layers, heads, derive_seed(seed, "weights", family), tokenizer)
-    with torch.no_grad():
-        model.get_input_embeddings().weight.copy_(lexical_embeddings(
-            tokenizer, hidden, encode, 0.1 if school else 0.04, derive_seed(seed, "embeddings")))
+    tokenizer, model = _beginner(
+        family, samples, vocab, hidden, layers, heads, seed, encode, std=0.1 if school else 0.04)
     if school: samples = school_samples(texts, steps * batch, derive_seed(seed, "school"), max_words, school * batch)
     log = train_base(
         model, tokenizer, samples, steps, batch, lr, derive_seed(seed, "order"), work=work, bf16=bf16,
         **(SCHOOL_TRAINING if school else {}))
     if things:
-        if work: (work := Path(work)/"things").mkdir(exist_ok=True)
         second = format_samples(texts, things * batch, derive_seed(seed, "things"), max_words, THING_KINDS)
-        log += [
-            dict(r, step=steps + r["step"])
-            for r in train_base(
-                model, tokenizer, second, things, batch, lr, derive_seed(seed, "things order"), work=work, bf16=bf16,
-                **(SCHOOL_TRAINING | dict(ordered=False)))]
-    model.config.use_cache = True
-    model.eval().to(getattr(torch, dtype)).save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    write_json(Path(out)/"base_log.json", log[::max(1, len(log) // 200)] + log[-1:])
-    tail = log[-20:]
+        log += _second_term(model, tokenizer, second, steps, things, batch, lr, seed, work, bf16)
     return dict(
         texts=len(texts),
         samples=len(samples) + len(second),
-        tokens=sum(r["tokens"] for r in log),
-        parameters=sum(p.numel() for p in model.parameters()),
-        answer_loss=round(sum(r["answer_loss"] for r in tail) / len(tail), 3))
+        **_graduate(model, tokenizer, log, out, dtype))
 
 # %% ../nbs/07a_base.ipynb #6a8c30c7
 def students_folder() -> Path: # the package's folder of base students

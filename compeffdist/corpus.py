@@ -84,6 +84,22 @@ class _Deck:
         used.add(text["id"])
         return text
 
+# %% ../nbs/07_corpus.ipynb #88603773
+def _wanted(kinds, texts, size, analysis_share):
+    "Kind -> samples to make of it; raises `UserError` where there are fewer pairs of instruction and text."
+    share = analysis_share if kinds["task"] and kinds["analysis"] else float(not kinds["task"])
+    analysis = round(size * share)
+    wanted = dict(analysis=analysis, task=size - analysis)
+    for kind, n in wanted.items():
+        possible = sum(map(len, kinds[kind].values())) * len(texts)
+        if n > possible:
+            raise UserError(
+                f"{size:,} samples (corpus_size times corpus_oversample) need {n:,} of kind {kind}, "
+                f"but {possible // len(texts):,} instructions and {len(texts):,} texts make only {possible:,} "
+                "different pairs. Lower corpus_size or corpus_oversample, or use more texts."
+            )
+    return wanted
+
 # %% ../nbs/07_corpus.ipynb #9805c268
 def plan_corpus(
     instructions: Mapping[str, Mapping], # perspective id -> analysis, tasks (instructions.json)
@@ -109,18 +125,9 @@ def plan_corpus(
             f"{' of type ' + ', '.join(types) if types else ''}. "
             "Correct corpus_task_types in settings.ini, or run notebook 06_instructions."
         )
-    share = analysis_share if kinds["task"] and kinds["analysis"] else float(not kinds["task"])
-    wanted = dict(analysis=round(size * share)); wanted["task"] = size - wanted["analysis"]
     rows, rng = [], random.Random(derive_seed(seed, "corpus"))
     deck = _Deck(texts, rng)
-    for kind, n in wanted.items():
-        possible = sum(map(len, kinds[kind].values())) * len(texts)
-        if n > possible:
-            raise UserError(
-                f"{size:,} samples (corpus_size times corpus_oversample) need {n:,} of kind {kind}, "
-                f"but {possible // len(texts):,} instructions and {len(texts):,} texts make only {possible:,} "
-                "different pairs. Lower corpus_size or corpus_oversample, or use more texts."
-            )
+    for kind, n in _wanted(kinds, texts, size, analysis_share).items():
         rows += _pairs(
             kind, kinds[kind], n, deck, rng, max_demonstrations, max_words, seed,
             nearby or {}, nearby_share,

@@ -400,6 +400,11 @@ def _run(model, tokenizer, encoded, metric, top_p, batch_tokens, exact, per_toke
                 f"{' …' if len(batch) > 3 else ''}: {e}") from e
         for e, v in zip(batch, values): save(keys[e.row], v)
 
+# %% ../nbs/08_difficulty.ipynb #91110bdd
+def _context(model):
+    "Tokens that a model was made to read; None where its configuration does not say."
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
 # %% ../nbs/08_difficulty.ipynb #c9325e03
 def score(
     model: Any, # a causal language model of transformers; may be None for "length" and "random"
@@ -427,8 +432,7 @@ def score(
         return Dataset.from_list([
             {**r, "random_score": derive_seed(seed, "random", i) / 2**31, "error": None}
             for r, i in zip(rows, ids)])
-    if max_length is None and model is not None:
-        max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if max_length is None and model is not None: max_length = _context(model)
     encoded = [
         encode_sample(tokenizer, r["prompt"], r["answer"], i, separator, max_length, chat_template)
         for i, r in enumerate(rows)]
@@ -508,7 +512,7 @@ def scoring_arguments(
     model: Any, # the scorer, for its longest context
 ) -> dict: # keyword arguments of `score`
     "How the stage calls `score`, for whoever wants its numbers again (PAPER section C)."
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or settings.train_max_length
+    context = _context(model) or settings.train_max_length
     return dict(
         top_p=settings.difficulty_top_p, skip_top_rank=settings.difficulty_skip_top_rank,
         separator=" ", chat_template=settings.train_chat_template,

@@ -137,6 +137,39 @@ def _measure(settings, model, tokenizer, rows, metric, work, per_token=False):
         **arguments | dict(batch_tokens=min(arguments["batch_tokens"], 2048)),
         per_token=per_token, exact=False, work=work, progress=True).to_pandas()
 
+# %% ../nbs/09b_measures.ipynb #f979dcfe
+def _by_measures(settings, store, table, work):
+    "Every other measure of the rows under the stage's own model; the number of rows that a search finds elsewhere."
+    import pandas as pd
+    rows = table[["id", "prompt", "answer"]]
+    model, tokenizer, _ = load_scorer(settings, store)
+    ifd = _measure(settings, model, tokenizer, rows, "ifd", work, per_token=True)
+    found = rows.assign(prompt=[searched(p, a) for p, a in zip(rows.prompt, rows.answer)])
+    moved = found[found.prompt != rows.prompt]
+    other = (
+        _measure(settings, model, tokenizer, moved, "rank", work).set_index("id").rank_score if len(moved)
+        else pd.Series(dtype=float))
+    columns = dict(
+        id=rows["id"],
+        perplexity_score=[_perplexity(v) for v in ifd.token_values],
+        ifd_score=ifd.ifd_score,
+        length_score=table.n_tokens.astype(float),
+        searched_score=rows["id"].map(other).fillna(table.rank_score))
+    return pd.DataFrame(columns), len(moved)
+
+# %% ../nbs/09b_measures.ipynb #3e0b82c0
+def _by_proxies(settings, store, table, work):
+    "Rank scores of the rows under each proxy."
+    import pandas as pd
+    parts = []
+    for name in settings.difficulty_proxies:
+        model, tokenizer = load_proxy(name, settings, store)
+        got = _measure(settings, model, tokenizer, table[["id", "prompt", "answer"]], "rank", work)
+        parts.append(got[["id", "rank_score"]].assign(
+            proxy=name,
+            parameters=sum(p.numel() for p in model.parameters())))
+    return pd.concat(parts) if parts else pd.DataFrame(columns=["id", "rank_score", "proxy", "parameters"])
+
 # %% ../nbs/09b_measures.ipynb #b335dd8a
 def measures_stage(
     settings: Settings, # difficulty_compare_rows, difficulty_proxies and what notebook 08 uses
@@ -149,34 +182,11 @@ def measures_stage(
         "difficulty_top_p", "difficulty_skip_top_rank", "student_dtype",
         "train_chat_template", "train_max_length", "sampling_seed")
     def build(out, work):
-        import pandas as pd
         table = compared_rows(settings, store)
-        rows = table[["id", "prompt", "answer"]]
-        model, tokenizer, _ = load_scorer(settings, store)
-        ifd = _measure(settings, model, tokenizer, rows, "ifd", work, per_token=True)
-        found = rows.assign(prompt=[searched(p, a) for p, a in zip(rows.prompt, rows.answer)])
-        moved = found[found.prompt != rows.prompt]
-        other = (
-            _measure(settings, model, tokenizer, moved, "rank", work).set_index("id").rank_score if len(moved)
-            else pd.Series(dtype=float))
-        columns = dict(
-            id=rows["id"],
-            perplexity_score=[_perplexity(v) for v in ifd.token_values],
-            ifd_score=ifd.ifd_score,
-            length_score=table.n_tokens.astype(float),
-            searched_score=rows["id"].map(other).fillna(table.rank_score))
-        write_rows(out/"measures.parquet", pd.DataFrame(columns))
-        parts = []
-        for name in settings.difficulty_proxies:
-            model, tokenizer = load_proxy(name, settings, store)
-            got = _measure(settings, model, tokenizer, rows, "rank", work)
-            parts.append(got[["id", "rank_score"]].assign(
-                proxy=name,
-                parameters=sum(p.numel() for p in model.parameters())))
-        write_rows(
-            out/"proxies.parquet",
-            pd.concat(parts) if parts else pd.DataFrame(columns=["id", "rank_score", "proxy", "parameters"]))
-        return dict(rows=len(rows), proxies=len(parts), found_in_prompt=len(moved))
+        measures, moved = _by_measures(settings, store, table, work)
+        write_rows(out/"measures.parquet", measures)
+        write_rows(out/"proxies.parquet", _by_proxies(settings, store, table, work))
+        return dict(rows=len(table), proxies=len(settings.difficulty_proxies), found_in_prompt=moved)
     return store.stage(
         "measures", build,
         inputs=["corpus", "difficulty", *base],

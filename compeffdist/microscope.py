@@ -12,7 +12,7 @@ from typing import Any, Mapping
 from .settings import Settings, UserError
 from .store import Store
 from .difficulty import (
-    EDGE, _answer_tokens, _check_logits, _check_top, _nucleus_sizes, _parts, answer_rank_score,
+    EDGE, _answer_tokens, _check_logits, _check_top, _context, _nucleus_sizes, _parts, answer_rank_score,
     encode_sample, load_scorer, score, scoring_arguments, token_rank_scores, token_ranks)
 from .measures import load_proxy
 from .sampling import selection
@@ -66,7 +66,7 @@ def read_answer(
 ) -> Reading: # every token of the answer
     "Read one answer under one model; raises `UserError` for a sample that cannot be scored."
     import torch
-    if max_length is None: max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if max_length is None: max_length = _context(model)
     e = encode_sample(tokenizer, sample["prompt"], sample["answer"], 0, separator, max_length, chat_template)
     if e.error: raise UserError(f"Sample {sample.get('id', '?')!r} cannot be scored by {name}: {e.error}.")
     decoder, project = _parts(model)
@@ -247,6 +247,16 @@ def _reading_html(reading, top=8):
         f'{"".join(map(_token_html, reading.tokens))}</div>'
         f'{table}{more}{verdict}</div>')
 
+# %% ../nbs/09c_microscope.ipynb #aa7119e4
+def _scale_html():
+    "What the grounds of tokens mean."
+    steps = "".join(
+        f'<span style="background:{_ground(s)[0]};color:{_ground(s)[1]};padding:0 .5em">{s:g}</span>'
+        for s in (0, 0.25, 0.5, 0.75, 1))
+    return (
+        f'<div style="font-size:85%;margin:.3em 0">token score {steps} '
+        '(0 first choice, 1 outside the nucleus)</div>')
+
 # %% ../nbs/09c_microscope.ipynb #fc40d735
 @dataclass
 class Explanation:
@@ -281,13 +291,8 @@ class Explanation:
             f'<details><summary>sample <code>{escape(self.id)}</code></summary>'
             '<pre style="white-space:pre-wrap;color:#111;background:#f6f6f6;padding:.5em">'
             f'{escape(self.prompt)}</pre></details>')
-        scale = "".join(
-            f'<span style="background:{_ground(s)[0]};color:{_ground(s)[1]};padding:0 .5em">{s:g}</span>'
-            for s in (0, 0.25, 0.5, 0.75, 1))
         return (
-            f'<div style="background:#fff;color:#111;padding:.6em;border:1px solid #ddd">{prompt}'
-            f'<div style="font-size:85%;margin:.3em 0">token score {scale} '
-            '(0 first choice, 1 outside the nucleus)</div>'
+            f'<div style="background:#fff;color:#111;padding:.6em;border:1px solid #ddd">{prompt}{_scale_html()}'
             '<div style="display:flex;gap:2em;flex-wrap:wrap">'
             f'{"".join(map(_reading_html, self.readings))}</div></div>')
 

@@ -163,6 +163,21 @@ def types_covered(
     }
     return valid | dict(analysis=sum(bool(v["analysis"]) for v in instructions.values()) / n)
 
+# %% ../nbs/06b_quality.ipynb #6c9e61df
+def _diversity(texts, vectors):
+    "Number and variety of the texts of each kind."
+    rows = []
+    for kind in ("analysis", "task"):
+        at = [i for i, t in enumerate(texts) if t["kind"] == kind]
+        if not at: continue
+        said = [texts[i]["text"] for i in at]
+        measures = {
+            "texts": len(at), "distinct-1": distinct_n(said, 1), "distinct-2": distinct_n(said, 2),
+            "dispersion": dispersion(vectors[at]),
+        }
+        rows += [dict(part="diversity", measure=f"{kind}: {name}", value=value) for name, value in measures.items()]
+    return rows
+
 # %% ../nbs/06b_quality.ipynb #305b29ee
 def quality_table(
     instructions: Mapping[str, Mapping], # perspective id -> attribute, attributes, analysis, tasks
@@ -174,20 +189,8 @@ def quality_table(
     texts = instruction_texts(instructions)
     if not texts:
         raise UserError("The instruction set holds no prompt and no task. Run notebook 06_instructions first.")
-    vectors, kinds = embedder([t["text"] for t in texts]), [t["kind"] for t in texts]
-    rows = []
-    for kind in ("analysis", "task"):
-        at = [i for i, k in enumerate(kinds) if k == kind]
-        if at:
-            rows += [
-                dict(part="diversity", measure=f"{kind}: {name}", value=value)
-                for name, value in (
-                    ("texts", len(at)),
-                    ("distinct-1", distinct_n([texts[i]["text"] for i in at], 1)),
-                    ("distinct-2", distinct_n([texts[i]["text"] for i in at], 2)),
-                    ("dispersion", dispersion(vectors[at])),
-                )
-            ]
+    vectors = embedder([t["text"] for t in texts])
+    rows = _diversity(texts, vectors)
     reach = coverage(
         embedder(list(perspectives["attribute"])),
         perspectives["count"], perspectives["perspective"].astype(str),
@@ -211,6 +214,29 @@ def quality_table(
         for k, v in sorted(Counter(f["reason"] for f in faults).items())
     ]
 
+# %% ../nbs/06b_quality.ipynb #1141b7d5
+def _drops(store, counts):
+    "Reasons for which something was dropped, by step; `counts` are those of the stage `texts`."
+    filtered = {
+        "empty": counts["empty"], "said before": counts["duplicates"],
+        "a test text": counts["exact"], "nearly a test text": counts["near"],
+    }
+    beyond = counts["rows_in"] - counts["rows_out"] - sum(filtered.values())
+    why = {
+        "texts": Counter(filtered | {"more than texts_total": beyond}),
+        "enumeration": Counter(store.rows("attributes", "malformed.parquet")["reason"]),
+    }
+    for step, reason in zip(*(store.rows("instructions", "dropped.parquet")[c] for c in ("step", "reason"))):
+        why.setdefault(step, Counter())[reason] += 1
+    return why
+
+def _in_words(reasons, top):
+    "The `top` commonest reasons with their numbers; the rest is summed up."
+    common = reasons.most_common()
+    shown = [f"{reason} ({n:,})" for reason, n in common[:top]]
+    if rest := common[top:]: shown.append(f"{len(rest)} other reasons ({sum(n for _, n in rest):,})")
+    return "; ".join(shown) or "–"
+
 # %% ../nbs/06b_quality.ipynb #923529e3
 def step_counts(
     store: Store, # holds texts, attributes, perspectives, instructions
@@ -222,39 +248,17 @@ def step_counts(
         if s["stage"] in ("texts", "attributes", "perspectives", "instructions")
     }
     instructions = store.json("instructions", "instructions.json")
-    t = facts["texts"]
-    why = {
-        "texts": Counter({
-            w: n for w, n in (
-                ("empty", t["empty"]),
-                ("said before", t["duplicates"]),
-                ("a test text", t["exact"]),
-                ("nearly a test text", t["near"]),
-                (
-                    "more than texts_total",
-                    t["rows_in"] - t["rows_out"] - sum(t[k] for k in ("empty", "duplicates", "exact", "near")),
-                ),
-            )
-            if n
-        }),
-        "enumeration": Counter(store.rows("attributes", "malformed.parquet")["reason"]),
-    }
-    for step, reason in zip(*(store.rows("instructions", "dropped.parquet")[c] for c in ("step", "reason"))):
-        why.setdefault(step, Counter())[reason] += 1
+    why = _drops(store, facts["texts"])
     def row(step, rows, *steps, lost=None):
-        reasons = sum((why.get(s, Counter()) for s in steps), Counter())
-        shown = [f"{r} ({n:,})" for r, n in reasons.most_common(top)] + (
-            [f"{len(reasons) - top} other reasons ({sum(n for _, n in reasons.most_common()[top:]):,})"]
-            if len(reasons) > top else []
-        )
+        reasons = sum((why.get(s, Counter()) for s in steps), Counter()) # leaves out what never happened
         return dict(
             step=step, rows=rows, dropped=sum(reasons.values()) if lost is None else lost,
-            reasons="; ".join(shown) or "–",
+            reasons=_in_words(reasons, top),
         )
     a, kept = facts["attributes"], sum(len(v["tasks"]) for v in instructions.values())
     lost = sum(why.get("definition", Counter()).values())
     return [
-        row("user texts", t["rows_out"], "texts"),
+        row("user texts", facts["texts"]["rows_out"], "texts"),
         row("texts asked about", a["rows_in"], lost=a["dead"]),
         row("mentions read", a["mentions"], "enumeration"),
         row("attributes named", a["names"]),

@@ -74,6 +74,21 @@ def _merge(rows, results):
         {**r, **{k: v for k, v in new.items() if k not in ("id", "prompt", "answer")}}
         for r, new in zip(rows, results, strict=True)]
 
+# %% ../nbs/08a_scale.ipynb #bf0410d4
+def _from_engine(engine, encoded, top_k, top_p, chunk):
+    "Each sample with score and rank of every token of its answer; vLLM reads `chunk` of them at a time."
+    from vllm import SamplingParams
+    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False)
+    for at in range(0, len(encoded), chunk):
+        part = encoded[at:at + chunk]
+        for e, answer in zip(
+                part,
+                engine.generate([dict(prompt_token_ids=e.ids) for e in part], params, use_tqdm=False),
+                strict=True):
+            yield e, [
+                rank_in_top(answer.prompt_logprobs[i], e.ids[i], top_k, top_p)
+                for i in range(e.start, len(e.ids))]
+
 # %% ../nbs/08a_scale.ipynb #9573f076
 def score_vllm(
     engine: Any, # a vllm.LLM that was started with max_logprobs >= top_k
@@ -92,40 +107,26 @@ def score_vllm(
     """Rank scores by vLLM (PAPER section C);
     raises `UserError` for unusable samples, `top_p`, or an engine that does not give `top_k` log-probabilities."""
     from datasets import Dataset
-    from vllm import SamplingParams
     config, (rows, ids) = _engine_config(engine, top_k, top_p), _as_rows(samples)
     room = min(config.max_model_len - 1, max_length or config.max_model_len)
     encoded = [
         encode_sample(tokenizer, r["prompt"], r["answer"], i, separator, room, chat_template)
         for i, r in enumerate(rows)]
     plain = [dict(id=i, prompt=r["prompt"], answer=r["answer"]) for i, r in zip(ids, rows)]
-    out, good, wide = (
-        [x | dict(engine=None) for x in _columns("rank", tokenizer, plain, encoded, per_token)],
-        [e for e in encoded if not e.error],
-        [])
-    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False)
-    for at in range(0, len(good), chunk):
-        part = good[at:at + chunk]
-        for e, answer in zip(
-                part,
-                engine.generate([dict(prompt_token_ids=e.ids) for e in part], params, use_tqdm=False),
-                strict=True):
-            found = [
-                rank_in_top(answer.prompt_logprobs[i], e.ids[i], top_k, top_p)
-                for i in range(e.start, len(e.ids))]
-            if any(s is None for s, _ in found):
-                wide.append(e.row)
-            else:
-                _fill(out[e.row], "rank", [list(x) for x in zip(*found)], skip_top_rank, per_token)
-                out[e.row]["engine"] = "vllm"
-    again = (
-        score(
+    out, wide = [x | dict(engine=None) for x in _columns("rank", tokenizer, plain, encoded, per_token)], []
+    for e, found in _from_engine(engine, [e for e in encoded if not e.error], top_k, top_p, chunk):
+        if any(s is None for s, _ in found):
+            wide.append(e.row)
+        else:
+            _fill(out[e.row], "rank", [list(x) for x in zip(*found)], skip_top_rank, per_token)
+            out[e.row]["engine"] = "vllm"
+    if wide and model is not None:
+        again = score(
             model, tokenizer, [plain[i] for i in wide], "rank", top_p, skip_top_rank,
             separator=separator, chat_template=chat_template, max_length=room, per_token=per_token)
-        if wide and model is not None else [])
-    for i, new in zip(wide, again): out[i] = new | dict(engine="transformers")
-    for i in wide[len(again):]:
-        out[i]["error"] = f"a nucleus is wider than top_k = {top_k}: pass model, or raise top_k"
+        for i, new in zip(wide, again): out[i] = new | dict(engine="transformers")
+    else:
+        for i in wide: out[i]["error"] = f"a nucleus is wider than top_k = {top_k}: pass model, or raise top_k"
     return Dataset.from_list(_merge(rows, out))
 
 # %% ../nbs/08a_scale.ipynb #4829b95e

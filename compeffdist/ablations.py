@@ -83,22 +83,15 @@ def other_scores_stage(
 
 def _scores(measure): return "scores-" + proxy_name(measure)
 
-# %% ../nbs/12b_ablations.ipynb #3611c2ad
-_COLUMNS = dict(rank="rank_score", length="n_tokens", perplexity="perplexity", ifd="ifd")
-
+# %% ../nbs/12b_ablations.ipynb #e79960e1
 def _stages(system):
     "What a sample is drawn from."
     if system.subset == "human-written": return ["corpus-knowdist"]
     if system.measure in ("rank", "length"): return ["corpus", "difficulty"]
     return ["corpus", "difficulty", _scores("ifd" if system.measure in ("perplexity", "ifd") else system.measure)]
 
-def ablation_rows(
-    settings: Settings, # sampling_…
-    store: Store, # holds what `_stages` names
-    system: System, # one of the ablations
-) -> Any: # DataFrame: the rows that are kept
-    "The training rows of one ablation; raises `UserError` if there are none."
-    stages, seed = _stages(system), settings.sampling_seed + system.draw
+def _scored_rows(store, stages):
+    "The rows of a corpus that have a difficulty, where one is asked for, with their scores."
     table = store.rows(stages[0], "corpus.parquet").to_pandas()
     if len(stages) > 1:
         scores = store.rows("difficulty", "scores.parquet").to_pandas()[["id", "rank_score", "n_tokens"]]
@@ -109,6 +102,20 @@ def ablation_rows(
             table.drop(columns=[c for c in other if c != "id" and c in table])
             .merge(other, on="id", how="left", validate="one_to_one")
         )
+    return table
+
+# %% ../nbs/12b_ablations.ipynb #a968d279
+# the column of each measure; a proxy's score is a rank score
+_COLUMNS = dict(rank="rank_score", length="n_tokens", perplexity="perplexity", ifd="ifd")
+
+# %% ../nbs/12b_ablations.ipynb #3611c2ad
+def ablation_rows(
+    settings: Settings, # sampling_…
+    store: Store, # holds what `_stages` names
+    system: System, # one of the ablations
+) -> Any: # DataFrame: the rows that are kept
+    "The training rows of one ablation; raises `UserError` if there are none."
+    table, seed = _scored_rows(store, _stages(system)), settings.sampling_seed + system.draw
     if system.method == "random":
         chance = _chances(
             table,

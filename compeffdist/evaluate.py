@@ -413,6 +413,20 @@ def _array_answer(item, text):
     found = first_array(text) if text else text
     return Answer(item, text if item.task.labels else found, bool(text) and not item.task.labels and found not in text)
 
+# %% ../nbs/11a_evaluate.ipynb #7c48966b
+def _loaded(path, dtype):
+    "A checkpoint's model, on the GPU where there is one, and its tokenizer; raises `UserError` when there is none."
+    import torch
+    try:
+        model, tokenizer = load_student(path, dtype)
+    except UserError as e:
+        if isinstance(e.__cause__, ImportError): raise # it says what to install
+        raise UserError(
+            f"No model could be loaded from {path}: {first_line(e.__cause__)} "
+            "Give a folder that `save_pretrained` wrote for model and tokenizer."
+        ) from e
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
 # %% ../nbs/11a_evaluate.ipynb #951d108a
 class Student:
     "A causal language model that answers items."
@@ -423,10 +437,8 @@ class Student:
         settings: Settings|None = None, # eval_*, max_words and shots_reduce; the tiny profile's if None
     ):
         self.model, self.tokenizer, self.settings = model.eval(), tokenizer, settings or load_settings("tiny")
-        self.context = min(
-            self.settings.eval_context,
-            getattr(model.config, "max_position_embeddings", None) or self.settings.eval_context,
-        )
+        most = self.settings.eval_context
+        self.context = min(most, getattr(model.config, "max_position_embeddings", None) or most)
 
     @classmethod
     def from_pretrained(
@@ -435,17 +447,8 @@ class Student:
         settings: Settings|None = None, # student_dtype and the above; the tiny profile's if None
     ) -> "Student": # on the GPU where there is one
         "Load a checkpoint; raises `UserError` when there is none."
-        import torch
         settings = settings or load_settings("tiny")
-        try:
-            model, tokenizer = load_student(path, settings.student_dtype)
-        except UserError as e:
-            if isinstance(e.__cause__, ImportError): raise # it says what to install
-            raise UserError(
-                f"No model could be loaded from {path}: {first_line(e.__cause__)} "
-                "Give a folder that `save_pretrained` wrote for model and tokenizer."
-            ) from e
-        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, settings)
+        return cls(*_loaded(path, settings.student_dtype), settings)
 
     def answer(
         self,
@@ -454,16 +457,13 @@ class Student:
         "Labels by one forward pass, arrays by greedy decoding."
         s, task = self.settings, items[0].task
         items, ids = fit_prompts(items, self.tokenizer, s, self.context)
-        choose = choose_whole_labels if s.eval_label_rule == "whole label" else choose_labels
         if task.labels:
-            texts = choose(
-                self.model, ids, label_paths(task, self.tokenizer, s.eval_chat_template), s.eval_batch_tokens
-            )
+            choose = choose_whole_labels if s.eval_label_rule == "whole label" else choose_labels
+            paths = label_paths(task, self.tokenizer, s.eval_chat_template)
+            texts = choose(self.model, ids, paths, s.eval_batch_tokens)
         else:
-            texts = decode(
-                self.model, self.tokenizer, ids, [budget(task, s)]*len(ids),
-                s.eval_batch_tokens, s.eval_chat_template,
-            )
+            budgets = [budget(task, s)]*len(ids)
+            texts = decode(self.model, self.tokenizer, ids, budgets, s.eval_batch_tokens, s.eval_chat_template)
         return [_array_answer(i, t) for i, t in zip(items, texts)]
 
 # %% ../nbs/11a_evaluate.ipynb #ff45bec3
@@ -613,6 +613,22 @@ def _write(out, rows, who, settings):
         closed=status["closed"], fewer_shots=sum(r["shots"] < settings.shots for r in rows),
     )
 
+# %% ../nbs/11a_evaluate.ipynb #bb3d6913
+def _stage_answerer(settings, store, family, system, model_stage):
+    "Who answers for a system: a baseline, the teacher, or the student that a stage holds."
+    if family == "baseline": return Baseline(system, store.path("benchmark", "benchmark"))
+    if system == "teacher": return TeacherStudent(load_teacher(settings), store.record, settings)
+    return Student.from_pretrained(store.path(model_stage), settings)
+
+def _all_collisions(parts, tokenizer, settings):
+    "The labels of each task that share their first token, in words."
+    shared = {
+        p[0].task.name: collisions(label_paths(p[0].task, tokenizer, settings.eval_chat_template))
+        for p in parts
+        if p[0].task.labels
+    }
+    return "; ".join(f"{t}: {' = '.join(g)}" for t, gs in shared.items() for g in gs) or "none"
+
 # %% ../nbs/11a_evaluate.ipynb #89d93ed8
 def evaluation_stage(
     settings: Settings, # the active profile
@@ -633,13 +649,7 @@ def evaluation_stage(
             f"Name the stage that holds its checkpoint, e.g. base-{family}."
         )
     @lru_cache(1)
-    def answerer():
-        if plain: return Baseline(system, store.path("benchmark", "benchmark"))
-        return (
-            TeacherStudent(load_teacher(settings), store.record, settings)
-            if teaching
-            else Student.from_pretrained(store.path(model_stage), settings)
-        )
+    def answerer(): return _stage_answerer(settings, store, family, system, model_stage)
 
     def build(out, work):
         from tqdm import tqdm
@@ -649,14 +659,8 @@ def evaluation_stage(
             for part in tqdm(parts, desc=f"{family} {system}", unit="task", mininterval=1)
             for a in _resume(work, part, answerer)
         ]
-        shared = {} if teaching or plain else {
-            p[0].task.name: collisions(label_paths(p[0].task, answerer().tokenizer, settings.eval_chat_template))
-            for p in parts
-            if p[0].task.labels
-        }
-        return _write(out, rows, dict(system=system, family=family), settings) | dict(
-            collisions="; ".join(f"{t}: {' = '.join(g)}" for t, gs in shared.items() for g in gs) or "none"
-        )
+        shared = "none" if teaching or plain else _all_collisions(parts, answerer().tokenizer, settings)
+        return _write(out, rows, dict(system=system, family=family), settings) | dict(collisions=shared)
 
     params = {k: getattr(settings, k) for k in _KEYS} | (teacher_params(settings) if teaching else {})
     return store.stage(

@@ -117,9 +117,36 @@ def _usable(prompt, answer):
     try: return isinstance(json.loads(answer), list)
     except ValueError: return False
 
-# %% ../nbs/09d_lineage.ipynb #79c2167d
-ICL_PROMPTS, ICL_POOL = 120, 8
+# %% ../nbs/09d_lineage.ipynb #bbef53eb
+ICL_PROMPTS, ICL_POOL = 120, 8 # different prompts; texts whose answers each can show
 
+# %% ../nbs/09d_lineage.ipynb #5752ccc2
+def _demonstrations(prompts, draws, settings, teacher, record):
+    "For each prompt the texts drawn for it that the teacher gave a usable answer to, with that answer."
+    s = settings
+    asked = [
+        Request(
+            f"icldist/{k}/{t['id']}", icl_render(p, t["text"], (), s.max_words),
+            temperature=s.answer_temperature, max_tokens=s.answer_max_tokens)
+        for k, (p, d) in enumerate(zip(prompts, draws))
+        for t in d]
+    answers = iter(ask(teacher, asked, record, s.seed, stage="icldist", max_failure_rate=s.teacher_max_failure_rate))
+    return [
+        [(t["text"], a.strip())
+         for t in d
+         for a in [next(answers).text or ""]
+         if _usable(p, a.strip())]
+        for p, d in zip(prompts, draws)]
+
+def _turns(prompts, texts):
+    "All pairs of a prompt's number and a text, each once; prompts take turns."
+    step = prompts + 7
+    lap = len(texts) // math.gcd(step, len(texts)) # rounds after which a prompt would meet the same texts again
+    for i in range(prompts * len(texts)):
+        turn, k = divmod(i, prompts)
+        yield k, texts[(turn * step + k + turn // lap) % len(texts)]
+
+# %% ../nbs/09d_lineage.ipynb #79c2167d
 def icldist_rows(
     texts: Sequence[Mapping], # rows of id, text
     size: int, # samples
@@ -144,25 +171,9 @@ def icldist_rows(
             "Ask for fewer rows, or use more texts.")
     rng = random.Random(derive_seed(s.seed, "icldist"))
     draws = [rng.sample(texts, pool) for _ in variants]
-    asked = [
-        Request(
-            f"icldist/{k}/{t['id']}", icl_render(p, t["text"], (), s.max_words),
-            temperature=s.answer_temperature, max_tokens=s.answer_max_tokens)
-        for k, (p, d) in enumerate(zip(variants, draws))
-        for t in d]
-    answers = iter(ask(teacher, asked, record, s.seed, stage="icldist", max_failure_rate=s.teacher_max_failure_rate))
-    shown = [
-        [(t["text"], a.strip())
-         for t in d
-         for a in [next(answers).text or ""]
-         if _usable(p, a.strip())]
-        for p, d in zip(variants, draws)]
+    shown = _demonstrations(variants, draws, s, teacher, record)
     used, rows = [{t["id"] for t in d} for d in draws], []
-    order, step = rng.sample(texts, len(texts)), prompts + 7
-    lap = len(order) // math.gcd(step, len(order)) # rounds after which a prompt would meet the same texts again
-    for i in range(prompts * len(order)): # all pairs; demonstrations' texts are skipped; stop at the wanted size
-        turn, k = divmod(i, prompts)
-        text = order[(turn * step + k + turn // lap) % len(order)]
+    for k, text in _turns(prompts, rng.sample(texts, len(texts))): # demonstrations' texts are skipped
         if len(rows) == size: break
         if text["id"] in used[k]: continue
         used[k].add(text["id"])

@@ -14,6 +14,19 @@ from .settings import Settings, UserError, project_root
 from .store import Store
 from .systems import System, results, systems
 
+# %% ../nbs/13e_runs.ipynb #e31e66b4
+def _choice(settings, system):
+    "How a system's training rows were chosen; None for what had no say in it."
+    scored, drawn = system.method in ("soft", "hard"), system.method in ("soft", "hard", "random")
+    sampled = system.rate and system.part != "lineage" and system.rate < 1
+    return dict(
+        a=(settings.sampling_a if system.a is None else system.a) if system.method == "soft" else None,
+        metric=system.measure.partition("@")[0] if scored else None,
+        by=system.by or settings.sampling_by if sampled else None,
+        subset=system.subset or None,
+        sampling_seed=settings.sampling_seed + system.draw if drawn else None,
+    )
+
 # %% ../nbs/13e_runs.ipynb #18975e85
 def run_row(
     settings: Settings, # the active profile
@@ -28,19 +41,7 @@ def run_row(
     row = dict(
         fingerprint=evaluated["fingerprint"], profile=settings.profile,
         family=system.family, system=system.name, method=system.method, rate=system.rate,
-        a=(settings.sampling_a if system.a is None else system.a) if system.method == "soft" else None,
-        metric=system.measure.partition("@")[0] if system.method in ("soft", "hard") else None,
-        by=(
-            system.by or settings.sampling_by
-            if system.rate and system.part != "lineage" and system.rate < 1
-            else None
-        ),
-        subset=system.subset or None,
-        sampling_seed=(
-            settings.sampling_seed + system.draw
-            if system.method in ("soft", "hard", "random")
-            else None
-        ),
+        **_choice(settings, system),
         corpus=settings.corpus_size, seed=settings.seed,
         shots=own.shots.max().max(), items=own.n_items.max().max(), rules=settings.eval_rules,
         commit=git_commit(project_root()),

@@ -7,7 +7,7 @@ __all__ = ['FSDP', 'CURVE', 'LM_SHARE', 'TRAIN_KEYS', 'encode_rows', 'mask_pictu
            'weighted_loss', 'finetune', 'load_student', 'sample_file', 'student_stage', 'loss_figure']
 
 # %% ../nbs/10_students.ipynb #1823b448
-import logging, math, os, random, time
+import logging, math, os, random, time, warnings
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Sequence
@@ -225,10 +225,29 @@ def _row_weight(texts, power):
     "What rows weigh together in `weighted_loss`."
     return sum(max(1, sum(l != -100 for l in t["labels"][1:])) ** (1 - power) for t in texts)
 
+# %% ../nbs/10_students.ipynb #6654ac34
+def _step_rows(args):
+    "Rows that one process takes between two optimizer steps."
+    return args.train_batch_size * args.gradient_accumulation_steps
+
+def _check_divisible(trainer):
+    "Raise `UserError` where smaller parts of a micro-batch do not help: in a group of processes, at a single row."
+    args, n = trainer.args, trainer.accelerator.num_processes
+    own, most = args.per_device_train_batch_size, _step_rows(args)
+    less = next((k for k in range(own // 2, 0, -1) if most % k == 0), None)
+    if n > 1 and less:
+        raise UserError(
+            f"Out of memory with {own} rows in each of {n} processes. "
+            f"Set train_batch = {less} and train_accumulation = {most // less * n}, "
+            "which is the same effective batch, and run the same command again.")
+    if n > 1 or trainer.parts >= max(len(_texts(w)) for w in trainer.window):
+        raise UserError(
+            "Out of memory on a single training row. Lower train_max_length, "
+            "or set train_gradient_checkpointing = true or train_lora_r = 16.")
+
 # %% ../nbs/10_students.ipynb #87af9aa1
 def _frugal_trainer(batch, power):
     "SFTTrainer that takes micro-batches in parts once memory has run out."
-    import warnings
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
     from trl import SFTTrainer
     class Frugal(SFTTrainer):
@@ -259,26 +278,11 @@ def _frugal_trainer(batch, power):
         def _halve(self, model):
             "Forget the broken gradients and double the number of parts."
             model.zero_grad(); clear_device_cache(garbage_collection=True)
-            n, own, most = (
-                self.accelerator.num_processes,
-                self.args.per_device_train_batch_size,
-                self.args.train_batch_size * self.args.gradient_accumulation_steps)
-            less = next((k for k in range(own // 2, 0, -1) if most % k == 0), None)
-            if n > 1 and less:
-                raise UserError(
-                    f"Out of memory with {own} rows in each of {n} processes. "
-                    f"Set train_batch = {less} and train_accumulation = {most // less * n}, "
-                    "which is the same effective batch, and run the same command again.")
-            if n > 1 or self.parts >= max(len(_texts(w)) for w in self.window):
-                raise UserError(
-                    "Out of memory on a single training row. Lower train_max_length, "
-                    "or set train_gradient_checkpointing = true or train_lora_r = 16.")
+            _check_divisible(self)
             self.parts *= 2
             warnings.warn(
-                f"Out of memory at step {self.state.global_step + 1}: "
-                f"micro-batches of {batch} rows are taken in {self.parts} parts from here on. "
-                "The effective batch stays "
-                f"{self.args.train_batch_size * self.args.gradient_accumulation_steps}.",
+                f"Out of memory at step {self.state.global_step + 1}: micro-batches of {batch} rows are taken "
+                f"in {self.parts} parts from here on. The effective batch stays {_step_rows(self.args)}.",
                 stacklevel=2)
     return Frugal
 
@@ -338,6 +342,35 @@ def _agreed(settings, processes):
             "Set train_fsdp = false, or the others to 0, which is the paper's way.")
     return own
 
+# %% ../nbs/10_students.ipynb #b32962eb
+def _trainer(model, tokenizer, encoded, settings, args, name):
+    "The trainer of encoded rows; raises `UserError` for shards without a GPU."
+    from datasets import Dataset
+    trainer = _trainer_class(settings.train_batch, settings.train_length_power, settings.train_lm_weight)(
+        model=model, args=args, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer,
+        peft_config=_lora(settings), callbacks=[_progress(name)], optimizer_cls_and_kwargs=_optimizer(settings))
+    if args.fsdp and trainer.accelerator.distributed_type != "FSDP":
+        raise UserError(
+            "train_fsdp = true, but there is no GPU over which to cut the student up. Set train_fsdp = false.")
+    return trainer
+
+def _train(trainer, work, tokens):
+    "Train, or go on from a checkpoint in `work`; how many of `tokens` a second, None if that was the end already."
+    begin, done = time.perf_counter(), _checkpoint(work)
+    trainer.train(resume_from_checkpoint=done)
+    seconds = time.perf_counter() - begin
+    share = 1 - int(done.split("-")[-1]) / trainer.state.global_step if done else 1
+    return round(share * tokens / seconds) if share > 0 else None
+
+def _log(trainer, settings, counts):
+    "What there is to say of a training: its rows, its schedule, its curve."
+    curve = [{k: round(e[k], 6) for k in CURVE if k in e} for e in trainer.state.log_history if "loss" in e]
+    return dict(
+        counts=counts, steps=trainer.state.global_step, precision="bf16" if trainer.args.bf16 else "fp32",
+        optimizer="muon" if settings.train_muon else "adamw", lora_r=settings.train_lora_r,
+        micro_batch=max(1, settings.train_batch // trainer.parts),
+        final_loss=curve[-1]["loss"], curve=curve)
+
 # %% ../nbs/10_students.ipynb #83398921
 def finetune(
     model: Any, # a causal language model, changed in place
@@ -350,7 +383,6 @@ def finetune(
 ) -> tuple[Any, dict]: # the trained model, adapters merged; log: counts, schedule, curve
     "Fine-tune on prompt-answer rows with loss on the answers (PAPER section E); goes on from a checkpoint in `work`."
     import torch
-    from datasets import Dataset
     from transformers import set_seed
     encoded, counts = encode_rows(rows, tokenizer, settings.train_max_length, settings.train_chat_template)
     if not encoded:
@@ -365,30 +397,15 @@ def finetune(
     model, attention = _prepared(model, settings), model.config._attn_implementation
     model.config.use_cache = False
     if args.bf16 and args.use_cpu and not settings.train_packing: plain_attention(model)
-    trainer = _trainer_class(settings.train_batch, settings.train_length_power, settings.train_lm_weight)(
-        model=model, args=args, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer,
-        peft_config=_lora(settings), callbacks=[_progress(name)], optimizer_cls_and_kwargs=_optimizer(settings))
+    trainer = _trainer(model, tokenizer, encoded, settings, args, name)
     # each draws its own prompt tokens
     if own and trainer.accelerator.process_index: torch.manual_seed(seed + trainer.accelerator.process_index)
-    if args.fsdp and trainer.accelerator.distributed_type != "FSDP":
-        raise UserError(
-            "train_fsdp = true, but there is no GPU over which to cut the student up. Set train_fsdp = false.")
-    begin = time.perf_counter()
-    done = _checkpoint(work)
-    trainer.train(resume_from_checkpoint=done)
-    share = 1 - int(done.split("-")[-1]) / trainer.state.global_step if done else 1
-    seconds = time.perf_counter() - begin
-    curve = [{k: round(e[k], 6) for k in CURVE if k in e} for e in trainer.state.log_history if "loss" in e]
+    speed = _train(trainer, work, counts["tokens"] * settings.train_epochs)
+    log = _log(trainer, settings, counts)
     model = _finished(trainer, settings)
     model.config.use_cache = True
     model.set_attn_implementation(attention)
-    log = dict(
-        counts=counts, steps=trainer.state.global_step, precision="bf16" if args.bf16 else "fp32",
-        optimizer="muon" if settings.train_muon else "adamw", lora_r=settings.train_lora_r,
-        micro_batch=max(1, settings.train_batch // trainer.parts),
-        final_loss=curve[-1]["loss"], curve=curve)
-    if share <= 0: return model, log | dict(tokens_per_second=None) # the last checkpoint was the end
-    return model, log | dict(tokens_per_second=round(share * counts["tokens"] * settings.train_epochs / seconds))
+    return model, log | dict(tokens_per_second=speed)
 
 # %% ../nbs/10_students.ipynb #a909e630
 def _fit_to(args, model):

@@ -767,6 +767,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'compeffdist.replicate._is_json': ('replicate.html#_is_json', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._kernel_noise': ('replicate.html#_kernel_noise', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._lines': ('replicate.html#_lines', 'compeffdist/replicate.py'),
+                                       'compeffdist.replicate._manager': ('replicate.html#_manager', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._outside': ('replicate.html#_outside', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._products': ('replicate.html#_products', 'compeffdist/replicate.py'),
                                        'compeffdist.replicate._public': ('replicate.html#_public', 'compeffdist/replicate.py'),

@@ -395,6 +395,24 @@ def encode_texts(
     ids = tokenizer([t.replace("\n", NEWLINE) for t in texts], add_special_tokens=False).input_ids
     return [i[:length - 1] + [tokenizer.eos_token_id] for i in ids]
 
+# %% ../nbs/12a_fsa.ipynb #2c9d33ff
+def _t5_arguments(settings, work, epochs, batch, lr, seed):
+    "What the trainer is told: AdamW with a linear decay, inputs of similar length together."
+    import torch
+    from transformers import TrainingArguments
+    from compeffdist.students import bf16_pays
+    cuda = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(work), num_train_epochs=epochs, per_device_train_batch_size=batch,
+        learning_rate=lr, lr_scheduler_type="linear", weight_decay=0.01, max_grad_norm=1.0, seed=seed,
+        bf16=settings.train_precision == "bf16" and bf16_pays(), use_cpu=not cuda, dataloader_pin_memory=cuda,
+        train_sampling_strategy="group_by_length",
+        logging_strategy="steps", logging_steps=10, report_to="none", disable_tqdm=True,
+        save_strategy="steps" if settings.train_save_steps else "no",
+        save_steps=settings.train_save_steps or 500, save_total_limit=1,
+    )
+
+# %% ../nbs/12a_fsa.ipynb #303c985f
 def train_t5(
     model: Any, # changed in place
     tokenizer: Any, # its tokenizer
@@ -404,10 +422,9 @@ def train_t5(
     epochs: float, batch: int, lr: float, seed: int, # the schedule
 ) -> dict: # rows, steps, final_loss
     "Teach a seq2seq model to write the outputs."
-    import torch
-    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
+    from transformers import DataCollatorForSeq2Seq, Trainer, set_seed
     from transformers.trainer_callback import PrinterCallback
-    from compeffdist.students import _checkpoint, bf16_pays
+    from compeffdist.students import _checkpoint
     rows = [
         dict(input_ids=i, labels=o)
         for i, o in zip(
@@ -420,18 +437,8 @@ def train_t5(
             "There is nothing to train the seq2seq student on. Raise fsa_corpus, or use a larger benchmark."
         )
     set_seed(seed)
-    cuda = torch.cuda.is_available()
-    args = TrainingArguments(
-        output_dir=str(work), num_train_epochs=epochs, per_device_train_batch_size=batch,
-        learning_rate=lr, lr_scheduler_type="linear", weight_decay=0.01, max_grad_norm=1.0, seed=seed,
-        bf16=settings.train_precision == "bf16" and bf16_pays(), use_cpu=not cuda, dataloader_pin_memory=cuda,
-        train_sampling_strategy="group_by_length",
-        logging_strategy="steps", logging_steps=10, report_to="none", disable_tqdm=True,
-        save_strategy="steps" if settings.train_save_steps else "no",
-        save_steps=settings.train_save_steps or 500, save_total_limit=1,
-    )
     trainer = Trainer(
-        model=model, args=args, train_dataset=rows,
+        model=model, args=_t5_arguments(settings, work, epochs, batch, lr, seed), train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
     )
     trainer.remove_callback(PrinterCallback)
@@ -534,6 +541,33 @@ def fsa_data_stage(
     return store.stage("fsa-data", build, params=params, code=["fsa"])
 
 # %% ../nbs/12a_fsa.ipynb #d2231e49
+def _review_rows(texts, settings):
+    "The rows to be asked: each of the drawn reviews under each prompt."
+    reviews = texts[texts.domain.isin(["product", "business"])] if "domain" in texts else texts
+    reviews = (reviews if len(reviews) else texts).sample(frac=1, random_state=settings.seed)[:settings.fsa_corpus]
+    return [
+        dict(id=f"fsa/{kind}/{r.id}", text=r.text, kind=kind)
+        for r in reviews.itertuples()
+        for kind in FSA_PROMPTS
+    ]
+
+def _teacher_answers(rows, settings, store):
+    "What the teacher says to each row, in order."
+    s = settings
+    requests = [
+        Request(
+            r["id"],
+            render_prompt("analysis", FSA_PROMPTS[r["kind"]], r["text"], max_words=s.max_words),
+            temperature=s.answer_temperature, max_tokens=s.answer_max_tokens,
+        )
+        for r in rows
+    ]
+    return ask(
+        load_teacher(s), requests, store.record, s.seed,
+        stage="fsa", max_failure_rate=s.teacher_max_failure_rate,
+    )
+
+# %% ../nbs/12a_fsa.ipynb #22c38908
 def fsa_corpus_stage(
     settings: Settings, # fsa_corpus, max_words, answer_…, teacher_…
     store: Store, # holds texts
@@ -542,30 +576,9 @@ def fsa_corpus_stage(
     s = settings
     def build(out, work):
         import pandas as pd
-        texts = store.rows("texts", "texts.parquet").to_pandas()
-        reviews = texts[texts.domain.isin(["product", "business"])] if "domain" in texts else texts
-        reviews = (reviews if len(reviews) else texts).sample(frac=1, random_state=s.seed)[:s.fsa_corpus]
-        rows = [
-            dict(id=f"fsa/{kind}/{r.id}", text=r.text, kind=kind)
-            for r in reviews.itertuples()
-            for kind in FSA_PROMPTS
-        ]
-        requests = [
-            Request(
-                r["id"],
-                render_prompt("analysis", FSA_PROMPTS[r["kind"]], r["text"], max_words=s.max_words),
-                temperature=s.answer_temperature, max_tokens=s.answer_max_tokens,
-            )
-            for r in rows
-        ]
+        rows = _review_rows(store.rows("texts", "texts.parquet").to_pandas(), s)
         kept, dropped = [], []
-        for row, answer in zip(
-            rows,
-            ask(
-                load_teacher(s), requests, store.record, s.seed,
-                stage="fsa", max_failure_rate=s.teacher_max_failure_rate,
-            ),
-        ):
+        for row, answer in zip(rows, _teacher_answers(rows, s, store)):
             response, why = usable_response(row["kind"], row["text"], answer.text or "")
             if response: kept.append(row | dict(response=response))
             else: dropped.append(dict(id=row["id"], reason=why, item=(answer.text or "")[:200]))
@@ -624,6 +637,37 @@ FSA_SUBSETS = dict(
     mixed=lambda split, r: is_mixed(r),
 )
 
+# %% ../nbs/12a_fsa.ipynb #6405fb4e
+def _test_outputs(model, tokenizer, tests, settings):
+    "What the student writes for the records of each split: (split, place, record, output)."
+    asked = [
+        (split, i, r)
+        for split, records in tests.items()
+        for i, r in enumerate(records[:settings.eval_limit or None])
+    ]
+    outputs = write_outputs(model, tokenizer, [r["sentence"] for _, _, r in asked], settings)
+    return [(*a, o) for a, o in zip(asked, outputs)]
+
+def _judged_items(name, made, rules):
+    "A row for each of the test outputs, with its counts."
+    return [
+        dict(split=split, item=i, output=o, gold=render_linear(fsa_pairs(name, r)), **judge_fsa(name, r, o, rules))
+        for split, i, r, o in made
+    ]
+
+def _subset_scores(name, made, rules):
+    "A row for each subset that has test outputs."
+    chosen = {
+        subset: [(r, o) for split, _, r, o in made if wanted(split, r)]
+        for subset, wanted in FSA_SUBSETS.items()
+    }
+    return [
+        dict(subset=subset, metric="micro_f1", **score_fsa(name, *zip(*pairs), rules))
+        for subset, pairs in chosen.items()
+        if pairs
+    ]
+
+# %% ../nbs/12a_fsa.ipynb #63d73539
 def fsa_student_stage(
     settings: Settings, # fsa_… decide
     store: Store, # holds benchmark and pre-trained student
@@ -635,31 +679,17 @@ def fsa_student_stage(
     def build(out, work):
         read = lambda split: read_fsa(store.path("fsa-data"), name, split)
         train, items, scores = read("train")[:s.fsa_train_limit or None], [], []
+        tests = {split: read(split) for split in ("test", "hard_test")}
         for seed in s.fsa_seeds:
             model, tok = load_t5(store.path("fsa-pretrained", start))
             log = train_t5(
                 model, tok, [(r["sentence"], render_linear(fsa_pairs(name, r))) for r in train], s,
                 work/str(seed), s.fsa_epochs, s.fsa_batch, s.fsa_lr, derive_seed(seed, "fsa", name),
             )
-            part = [
-                (split, i, r)
-                for split in ("test", "hard_test")
-                for i, r in enumerate(read(split)[:s.eval_limit or None])
-            ]
-            made = [(*p, o) for p, o in zip(part, write_outputs(model, tok, [r["sentence"] for _, _, r in part], s))]
+            made = _test_outputs(model, tok, tests, s)
             who = dict(family="t5", system=start, task=name, seed=seed)
-            items += [
-                who | dict(
-                    split=split, item=i, output=o, gold=render_linear(fsa_pairs(name, r)),
-                    **judge_fsa(name, r, o, s.eval_rules),
-                )
-                for split, i, r, o in made
-            ]
-            for subset, wanted in FSA_SUBSETS.items():
-                if chosen := [(r, o) for split, _, r, o in made if wanted(split, r)]:
-                    scores.append(who | dict(
-                        subset=subset, metric="micro_f1", **score_fsa(name, *zip(*chosen), s.eval_rules)
-                    ))
+            items += [who | row for row in _judged_items(name, made, s.eval_rules)]
+            scores += [who | row for row in _subset_scores(name, made, s.eval_rules)]
         write_rows(out/"items.parquet", items); write_rows(out/"scores.parquet", scores)
         return dict(train=len(train), steps=log["steps"], final_loss=log["final_loss"], items=len(items))
     keys = ("fsa_train_limit", "fsa_epochs", "fsa_batch", "fsa_lr", "fsa_seeds", "eval_limit", "eval_rules", *_T5_KEYS)

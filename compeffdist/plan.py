@@ -346,6 +346,24 @@ def _cell(column, v):
         else f"{v:,.0f}"
     )
 
+def _table_lines(table, unit):
+    "The plan's table: two columns of words flush left, the numbers flush right."
+    shown = [[_cell(c, v) for c, v in zip(COLUMNS, row)] for row in table.itertuples(index=False, name=None)]
+    head = [f"{unit} time" if c == "hours" else c.replace("_", " ") for c in COLUMNS]
+    width = [max(map(len, column)) for column in zip(head, *shown)]
+    return [
+        "  ".join(v.ljust(w) if i < 2 else v.rjust(w) for i, (v, w) in enumerate(zip(row, width))).rstrip()
+        for row in [head, ["-"*w for w in width], *shown]
+    ]
+
+def _price(money):
+    "A sum of money, or which settings are missing for one."
+    return f"{money:,.2f}" if money is not None else (
+        "unknown: set plan_device_price (per device hour), "
+        "or plan_price_in and plan_price_out (per million tokens of an API)"
+    )
+
+# %% ../nbs/14a_plan.ipynb #8d236853
 def describe(
     settings: Settings, # the active profile
 ) -> str: # a table and its totals
@@ -353,36 +371,26 @@ def describe(
     table = plan(settings)
     t = totals(table, settings)
     gpu = settings.student_source == "hub"
-    shown = [[_cell(c, v) for c, v in zip(COLUMNS, row)] for row in table.itertuples(index=False, name=None)]
-    head = [dict(hours="core time" if not gpu else "GPU time").get(c, c.replace("_", " ")) for c in COLUMNS]
-    width = [max(map(len, column)) for column in zip(head, *shown)]
-    lines = [
-        "  ".join(v.ljust(w) if i < 2 else v.rjust(w) for i, (v, w) in enumerate(zip(row, width))).rstrip()
-        for row in [head, ["-"*w for w in width], *shown]
-    ]
-    price = f"{t['money']:,.2f}" if t["money"] is not None else (
-        "unknown: set plan_device_price (per device hour), "
-        "or plan_price_in and plan_price_out (per million tokens of an API)"
-    )
+    unit = "GPU" if gpu else "core"
     return "\n".join([
         (
             f"Plan of profile {settings.profile}: teacher {settings.teacher_model} ({settings.teacher_backend}), "
             f"students {', '.join(settings.families)}"
         ),
-        "", *lines, "",
+        "", *_table_lines(table, unit), "",
         (
             f"teacher: {t['requests']:,} requests, "
             f"{t['tokens_in']/1e6:,.1f} M tokens in, {t['tokens_out']/1e6:,.1f} M out · "
             f"students: {t['runs']} training runs, {t['tokens_read']/1e6:,.1f} M tokens read"
         ),
         (
-            f"{t['hours']:,.1f} {'GPU' if gpu else 'core'} hours, {_duration(t['wall_hours'])} on "
-            f"{t['devices']} {'GPU' if gpu else 'core'}{'s' if t['devices'] > 1 else ''} · "
+            f"{t['hours']:,.1f} {unit} hours, {_duration(t['wall_hours'])} on "
+            f"{t['devices']} {unit}{'s' if t['devices'] > 1 else ''} · "
             f"disk {t['disk_gb']:,.1f} GB"
         ) + (
             f" · at least {t['memory_gb']:,.0f} GB of GPU memory over all GPUs, activations not counted" if gpu else ""
         ),
-        f"money: {price}",
+        f"money: {_price(t['money'])}",
         (
             f"smallest effect: {100*t['effect_task']:.1f} points on a task of middling size, "
             f"{100*t['effect_mean']:.1f} on the mean over tasks "
@@ -392,20 +400,20 @@ def describe(
     ])
 
 # %% ../nbs/14a_plan.ipynb #f35c41a8
-_RATES = 8 # of the curve with MATRIX=full
-
-def left_out(
-    settings: Settings, # the active profile
-) -> list[str]: # one experiment each, with the settings that add it
-    "Experiments of the three papers that no run of this profile makes."
-    s, others = settings, [f for f in get_args(Family) if f not in settings.families]
-    return [text for text, out in (
+def _lineage_gaps(s):
+    "Experiments with KnowDist and ICLDist: (what, whether it is left out)."
+    return [
         ("KnowDist, ICLDist and their two stages (lineage, or MATRIX=full)", not s.lineage),
         (
             f"KnowDist and ICLDist on as many rows as CompEffDist: here on {s.lineage_rate:.0%} of them "
             "(lineage_rate, or MATRIX=full)",
             s.lineage and s.lineage_rate < 1,
         ),
+    ]
+
+def _ablation_gaps(s):
+    "The ablations: (what, whether it is left out)."
+    return [
         (
             "ablations: without analyses, a type of task, demonstrations, half of the perspectives; "
             "hard sampling, over the whole corpus, other a; "
@@ -423,6 +431,19 @@ def left_out(
             "(corpus_task_types, corpus_analysis_share, corpus_max_demonstrations)",
             s.ablations and set(_subsets(s)) != set(SUBSETS),
         ),
+    ]
+
+# %% ../nbs/14a_plan.ipynb #5a7e3ac6
+_RATES = 8 # of the curve with MATRIX=full
+
+def left_out(
+    settings: Settings, # the active profile
+) -> list[str]: # one experiment each, with the settings that add it
+    "Experiments of the three papers that no run of this profile makes."
+    s, others = settings, [f for f in get_args(Family) if f not in settings.families]
+    gaps = [
+        *_lineage_gaps(s),
+        *_ablation_gaps(s),
         (
             "more rates of the data-efficiency curve than "
             f"{', '.join(f'{r:g}' for r in s.curve_rates)} (curve_rates, or MATRIX=full)",
@@ -444,7 +465,8 @@ def left_out(
             True,
         ),
         ("other teachers (teacher_model)", True),
-    ) if out]
+    ]
+    return [what for what, out in gaps if out]
 
 # %% ../nbs/14a_plan.ipynb #1fee2fbf
 def _sample_rows(s, n):

@@ -102,11 +102,8 @@ class Analyzer(Student):
                 f"got {None if targets is None else len(targets)}. Pass targets=[…]."
             )
         records = [dict(sentence=t) | (dict(target=targets[i]) if targets else {}) for i, t in enumerate(texts)]
-        if not records: return []
         prompts = [build_prompt(task, r, (), self.settings.max_words) for r in records]
-        return self._fit(
-            encode(self.tokenizer, prompts, self.settings.eval_chat_template), budget(task, self.settings)
-        )
+        return self._encoded(prompts, budget(task, self.settings))
 
     def _written(self, ids, limit, stop):
         "Greedy answers, and how probable each of them is by token."
@@ -118,7 +115,10 @@ class Analyzer(Student):
 
     def _cut(self, text): return one_line(text, self.settings.max_words) != one_line(text)
 
-    def _fit(self, ids, limit):
+    def _encoded(self, prompts, limit):
+        "Token ids of prompts; refuses one that leaves less room than an answer may need."
+        if not prompts: return []
+        ids = encode(self.tokenizer, prompts, self.settings.eval_chat_template)
         room = self.context - limit
         if long := [i for i, row in enumerate(ids) if len(row) > room]:
             raise UserError(
@@ -191,13 +191,8 @@ class SentimentAnalyzer(TaskAnalyzer):
         from compeffdist.corpus import render_prompt
         _check_texts(texts)
         prompts = [render_prompt("analysis", instruction, t, max_words=self.settings.max_words) for t in texts]
-        ids = (
-            self._fit(encode(self.tokenizer, prompts, self.settings.eval_chat_template), max_new_tokens)
-            if texts
-            else []
-        )
         end = self.tokenizer.eos_token_id
-        made, scores = self._written(ids, max_new_tokens, [end])
+        made, scores = self._written(self._encoded(prompts, max_new_tokens), max_new_tokens, [end])
         return [
             Reply(t, self.tokenizer.decode(k, skip_special_tokens=True).strip(), k[-1] == end, score, self._cut(t))
             for t, k, score in zip(texts, made, scores)
@@ -212,35 +207,48 @@ class SentimentAnalyzer(TaskAnalyzer):
     def structured(self, texts: Sequence[str]) -> list[Tuples]: return self.extract("opener", texts)
 
 # %% ../nbs/11b_predict.ipynb #5631fb56
-def _stage_params(folder, name):
-    "The settings that a stage was built with; empty if it is not there."
-    file = Path(folder)/name/"stage.json"
+def _stage_record(run, name):
+    "What a stage of a run says of itself; empty if it is not there."
+    file = run/name/"stage.json"
     return read_json(file) if name and file.is_file() else {}
 
-def student_facts(
-    path: "str|Path", # a student's folder inside a run's artifacts
-) -> dict[str, str]: # family, system, profile, data, teacher, filter, base, training, command
-    "What a run's folder tells about a student; raises `UserError` if it is no student of this project."
-    path = Path(path)
+def _student_log(path):
+    "A student's log; raises `UserError` if the folder is no student of this project."
     if not (path/"log.json").is_file() or not (path/"config.json").is_file():
         raise UserError(
             f"{path} is no student of this project: "
             f"it has no {'config.json' if (path/'log.json').is_file() else 'log.json'}. "
             "Give a folder such as outputs/tiny/artifacts/student-llama-distilled."
         )
-    log, run = read_json(path/"log.json"), path.parent
-    own, sample = _stage_params(run, path.name).get("params", {}), _stage_params(run, log["sample"])
-    corpus = _stage_params(
-        run,
-        log["sample"]
-        if log["sample"].startswith("corpus")
-        else next((n for n in sample.get("inputs", {}) if n.startswith("corpus")), "corpus"),
+    return read_json(path/"log.json")
+
+def _origin(path, log):
+    "The records of the stages that a student comes from, its own among them."
+    run = path.parent
+    sample = corpus = _stage_record(run, log["sample"])
+    if not log["sample"].startswith("corpus"):
+        corpus = _stage_record(run, next((n for n in sample.get("inputs", {}) if n.startswith("corpus")), "corpus"))
+    texts, base, own = (_stage_record(run, n) for n in ("texts", f"base-{log['family']}", path.name))
+    return dict(texts=texts, corpus=corpus, sample=sample, base=base, student=own)
+
+def _training(log, params):
+    "How a student was trained, in words."
+    told = ("train_epochs", "train_lr", "train_muon", "train_batch", "train_accumulation", "train_lora_r")
+    values = "".join(f", {k.removeprefix('train_')} {params[k]}" for k in told if k in params)
+    return f"{log['steps']} steps{values}, {log['precision']}"
+
+# %% ../nbs/11b_predict.ipynb #6ffb65e9
+def student_facts(
+    path: "str|Path", # a student's folder inside a run's artifacts
+) -> dict[str, str]: # family, system, profile, data, teacher, filter, base, training, command
+    "What a run's folder tells about a student; raises `UserError` if it is no student of this project."
+    path = Path(path)
+    log = _student_log(path)
+    stages = _origin(path, log)
+    texts, asked, chosen, base, own = (
+        stages[k].get("params", {}) for k in ("texts", "corpus", "sample", "base", "student")
     )
-    texts, base, asked, chosen = (
-        _stage_params(run, n).get("params", {})
-        for n in ("texts", f"base-{log['family']}", corpus.get("stage", ""), log["sample"])
-    )
-    before = next((n for n in _stage_params(run, path.name).get("inputs", {}) if n.startswith("student-")), None)
+    before = next((n for n in stages["student"].get("inputs", {}) if n.startswith("student-")), None)
     known = lambda text, *values: text if all(v not in (None, "") for v in values) else "not known"
     return dict(
         family=log["family"], system=log["system"], profile=log["profile"],
@@ -262,11 +270,7 @@ def student_facts(
             base.get("model") or f"{base.get('student_source')} student of family {log['family']}",
             base.get("student_source"),
         ) + (f", then {before}" if before else ""),
-        training=f"{log['steps']} steps" + "".join(
-            f", {k.removeprefix('train_')} {own[k]}"
-            for k in ("train_epochs", "train_lr", "train_muon", "train_batch", "train_accumulation", "train_lora_r")
-            if k in own
-        ) + f", {log['precision']}",
+        training=_training(log, own),
         command=f"make replicate PROFILE={log['profile']}"
             + " SENTIBENCH=<folder>" * (texts.get("texts_source") == "sentibench"),
     )

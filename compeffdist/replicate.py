@@ -96,6 +96,13 @@ def warm_modules(
     return [name for name, pattern in WARM.items() if re.search(pattern, code)]
 
 # %% ../nbs/14_replicate.ipynb #34f9ce3c
+def _manager():
+    "A manager of one kernel that keeps its client, whose channels `_end` stops."
+    from jupyter_client import AsyncKernelManager
+    class Manager(AsyncKernelManager):
+        def client(self, **kwargs): self.made = super().client(**kwargs); return self.made
+    return Manager(kernel_name="python3")
+
 def _alive(kernel):
     from jupyter_core.utils import run_sync
     return run_sync(kernel.is_alive)()
@@ -116,13 +123,10 @@ class Kernels:
         paths: Sequence[Path], # notebooks that will run soon
     ) -> None:
         "Start a kernel for each that has none yet, and let it import."
-        from jupyter_client import AsyncKernelManager
         from jupyter_core.utils import run_sync
-        class Manager(AsyncKernelManager):
-            def client(self, **kwargs): self.made = super().client(**kwargs); return self.made
         for path in paths:
             if path in self.started: continue
-            self.started[path] = kernel = Manager(kernel_name="python3")
+            self.started[path] = kernel = _manager()
             warm = f"[__import__(name) for name in {warm_modules(path)}] and None"
             # the user's history stays the user's
             run_sync(kernel.start_kernel)(

@@ -49,7 +49,7 @@ dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.4rem}}
 .scroll{overflow:visible}th,td{white-space:normal}}"""
 
 # %% ../nbs/13d_report.ipynb #53853f30
-_PAGE = """{% macro figure(f) %}
+_MACROS = """{% macro figure(f) %}
 <figure id="{{ f.name }}">
 <a href="figures/{{ f.name }}.svg"><img alt="{{ f.caption }}" src="data:image/png;base64,{{ f.data }}"></a>
 <figcaption><b>{{ f.name }}.</b> {{ f.caption }} <a href="figures/{{ f.name }}.svg">SVG</a></figcaption>
@@ -64,14 +64,19 @@ _PAGE = """{% macro figure(f) %}
 <div class="scroll {{ kind }}">{{ t.html|safe }}</div>
 </section>
 {% endmacro %}
-<!doctype html><html lang="en">
+"""
+
+# %% ../nbs/13d_report.ipynb #e1b8bd01
+_HEAD = """<!doctype html><html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>compeffdist: {{ profile }}</title><style>{{ style|safe }}</style></head>
 <body>
 <h1>compeffdist, profile <code>{{ profile }}</code></h1><p class="note">{{ note }}</p>
 <nav><a href="#claims">Claims</a><a href="#figures">Figures</a><a href="#tables">Tables</a>
 <a href="#run">The run</a><a href="#notebooks">Notebooks</a><a href="#deviations">Deviations</a></nav>
-<h2 id="claims">Claims</h2>
+"""
+
+_RESULTS = """<h2 id="claims">Claims</h2>
 {% for t in claims.tables %}{{ table(t, "words cards") }}{% endfor %}
 {% for f in claims.figures %}{{ figure(f) }}{% endfor %}
 {% if not claims.tables %}<p>No ledger yet: notebook 28_claims has not been run for this profile.</p>{% endif %}
@@ -79,7 +84,10 @@ _PAGE = """{% macro figure(f) %}
 {% for f in figures %}{{ figure(f) }}{% else %}<p>None yet.</p>{% endfor %}
 <h2 id="tables">Tables</h2>
 {% for t in tables %}{{ table(t, "words" if t.words else "") }}{% else %}<p>None yet.</p>{% endfor %}
-<h2 id="run">The run</h2>
+"""
+
+# %% ../nbs/13d_report.ipynb #82329027
+_RUN = """<h2 id="run">The run</h2>
 <dl>{% for k, v in facts.items() %}<dt>{{ k }}</dt><dd>{{ v }}</dd>{% endfor %}</dl>
 {% if left_out %}
 <p>Experiments of the three papers that this profile does not run, and the settings that add them:</p>
@@ -98,14 +106,17 @@ _PAGE = """{% macro figure(f) %}
 {% else %}
 <p>A run puts the executed notebooks into <code>notebooks/</code> beside this page.</p>
 {% endif %}
-<h2 id="deviations">Deviations from the paper</h2>
+"""
+
+_DEVIATIONS = """<h2 id="deviations">Deviations from the paper</h2>
 {% if deviations %}
 <div class="scroll words deviations">{{ deviations|safe }}</div>
 {% else %}
 <p>DEVIATIONS.md is not beside this project.</p>
 {% endif %}
-</body></html>
 """
+
+_PAGE = _MACROS + _HEAD + _RESULTS + _RUN + _DEVIATIONS + "</body></html>\n"
 
 # %% ../nbs/13d_report.ipynb #3e146ef0
 # figures and tables, by the beginning of their names: what came out, why, how it was made

@@ -8,7 +8,7 @@ __all__ = ['FSDP', 'CURVE', 'LM_SHARE', 'TRAIN_KEYS', 'encode_rows', 'mask_pictu
 
 # %% ../nbs/10_students.ipynb #1823b448
 import logging, math, os, random, time, warnings
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any, Sequence
 from .settings import Settings, UserError, first_line, load_settings
@@ -563,11 +563,12 @@ def loss_figure(
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
     fig, ax = plt.subplots(figsize=(7.6, max(3.2, 0.22 * len(logs))))
-    for (name, log), dash in zip(logs.items(), cycle(("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1))))):
+    looks = product((1.2, 2.2), ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))) # told apart in grey too
+    for (name, log), (width, dash) in zip(logs.items(), cycle(looks)):
         ax.plot(
             [100 * p["step"] / log["steps"] for p in log["curve"]],
             [p["loss"] for p in log["curve"]],
-            label=f"{name} ({log['steps']:,} steps)", lw=1.3, ls=dash)
+            label=f"{name} ({log['steps']:,} steps)", lw=width, ls=dash)
     ax.set(xlabel="share of training (%)", ylabel="training loss (nats)", yscale="log")
     ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

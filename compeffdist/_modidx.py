@@ -338,6 +338,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'compeffdist.evaluate.summary': ('evaluate.html#summary', 'compeffdist/evaluate.py'),
                                       'compeffdist.evaluate.token_batches': ('evaluate.html#token_batches', 'compeffdist/evaluate.py')},
             'compeffdist.figures': { 'compeffdist.figures._latex': ('figures.html#_latex', 'compeffdist/figures.py'),
+                                     'compeffdist.figures._say': ('figures.html#_say', 'compeffdist/figures.py'),
                                      'compeffdist.figures.count_range': ('figures.html#count_range', 'compeffdist/figures.py'),
                                      'compeffdist.figures.save_figure': ('figures.html#save_figure', 'compeffdist/figures.py'),
                                      'compeffdist.figures.save_table': ('figures.html#save_table', 'compeffdist/figures.py'),

@@ -541,7 +541,7 @@ def base_stage(
     store: Store, # where the checkpoint goes
     family: str, # llama, qwen3 or gemma3
 ) -> StageResult: # folder with model and tokenizer
-    "The student before distillation: shipped, built here, or from the hub (PAPER section E)."
+    "The student before distillation: shipped, built here, or from the hub (method section E)."
     family_spec(family)
     source, params = settings.student_source, dict(
         family=family, student_source=settings.student_source, student_dtype=settings.student_dtype)

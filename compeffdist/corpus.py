@@ -32,7 +32,7 @@ def render_prompt(
     demonstrations: Sequence[Mapping] = (), # worked examples shown (tasks only)
     max_words: int|None = None, # texts are cut to so many words
 ) -> str: # ends in "Output:"
-    "The prompt that the teacher answers and the student is trained on (PAPER section B)."
+    "The prompt that the teacher answers and the student is trained on (method section B)."
     if kind == "analysis": head, shown = one_line(instruction), cut(text, max_words)
     else:
         head = render_task(instruction, [dict(d, input=cut(d["input"], max_words)) for d in demonstrations])

@@ -129,7 +129,7 @@ def token_rank_scores(
     targets: "torch.Tensor", # [T] the tokens that were written
     top_p: float = 0.95, # mass of the nucleus, in (0, 1]
 ) -> "torch.Tensor": # [T] float32 in [0, 1]
-    """Rank / nucleus size inside the top-p nucleus, 1 outside (PAPER section C);
+    """Rank / nucleus size inside the top-p nucleus, 1 outside (method section C);
     T = 0 gives an empty tensor; NaN, +inf and an all -inf row raise `UserError`."""
     import torch
     _check_logits(logits, targets, top_p)
@@ -423,7 +423,7 @@ def score(
     work: Path|None = None, # folder in which finished rows are kept for a restart
     progress: bool = False, # show a bar
 ) -> "datasets.Dataset": # the samples with <metric>_score, n_tokens, n_prompt_tokens, truncated, error
-    """Difficulty of each answer for a model (PAPER section C);
+    """Difficulty of each answer for a model (method section C);
     rows that cannot be scored have no score but an error; wrong arguments raise `UserError`."""
     from datasets import Dataset
     if metric not in METRICS: raise UserError(f"Unknown metric {metric!r}. Allowed: {', '.join(METRICS)}.")
@@ -511,7 +511,7 @@ def scoring_arguments(
     settings: Settings, # difficulty_… and train_… decide
     model: Any, # the scorer, for its longest context
 ) -> dict: # keyword arguments of `score`
-    "How the stage calls `score`, for whoever wants its numbers again (PAPER section C)."
+    "How the stage calls `score`, for whoever wants its numbers again (method section C)."
     context = _context(model) or settings.train_max_length
     return dict(
         top_p=settings.difficulty_top_p, skip_top_rank=settings.difficulty_skip_top_rank,

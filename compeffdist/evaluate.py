@@ -54,7 +54,7 @@ def build_prompt(
     demonstrations: Sequence[dict] = (), # train records
     max_words: int|None = None, # cut texts after so many words
 ) -> str: # ends in `Label:` or `Output:`
-    "A k-shot prompt (PAPER section F, in our wording)."
+    "A k-shot prompt (method section F, in our wording)."
     blocks = [block(task, d, render(task, d), max_words) for d in demonstrations]
     return "\n\n".join([task.instruction, *blocks, block(task, record, max_words=max_words)])
 
@@ -638,7 +638,7 @@ def evaluation_stage(
     model_stage: str|None = None, # the stage that holds the model; not used for teacher and baselines
     shots: int|None = None, # demonstrations; the profile's if None
 ) -> StageResult: # items.parquet, scores.parquet
-    "Evaluate one system on SentiBench (PAPER section F)."
+    "Evaluate one system on SentiBench (method section F)."
     from functools import lru_cache
     if shots is not None: settings = settings.model_copy(update=dict(shots=shots))
     teaching = system == "teacher"

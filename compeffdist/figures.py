@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'SYSTEM_COLOURS', 'MARKERS', 'set_style', 'save_figure', 'save_table', 'count_range']
 
 # %% ../nbs/13a_figures.ipynb #692a37f8
-import re, unicodedata
+import re, sys, unicodedata
 from pathlib import Path
 from typing import Any
 from .settings import UserError
@@ -21,10 +21,11 @@ SYSTEM_COLOURS = {
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 
 def set_style() -> None:
-    """matplotlib and seaborn settings of every figure;
-    SVG text stays text and has no time stamp, so that files are reproducible.
+    """Settings of matplotlib and seaborn for every figure, and of pandas for every table that a notebook shows:
+    SVG text stays text and has no time stamp, so that files are reproducible; no words are cut off.
     """
-    import matplotlib as mpl, seaborn as sns
+    import matplotlib as mpl, pandas as pd, seaborn as sns
+    pd.set_option("display.max_colwidth", None, "display.max_columns", None)
     sns.set_theme(context="paper", style="whitegrid", palette=PALETTE, font_scale=1.1)
     mpl.rcParams.update({
         "figure.dpi": 110, "savefig.dpi": 200, "savefig.bbox": "tight",
@@ -34,6 +35,12 @@ def set_style() -> None:
     })
 
 # %% ../nbs/13a_figures.ipynb #e63766a3
+def _say(name, caption):
+    "Show a caption where a notebook is running."
+    if (shell := sys.modules.get("IPython")) and shell.get_ipython():
+        from IPython.display import Markdown, display
+        display(Markdown(f"**{name}.** {caption}"))
+
 def save_figure(
     store: Store, # the profile's store
     name: str, # file name without ending, e.g. "fig-data-efficiency"
@@ -44,6 +51,7 @@ def save_figure(
     for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
         with atomic(store.figures/f"{name}.{ending}") as p: fig.savefig(p, format=ending, metadata=metadata)
     write_json(store.figures/f"{name}.json", dict(caption=caption))
+    _say(name, caption)
     return store.figures/f"{name}.png"
 
 # %% ../nbs/13a_figures.ipynb #37fc034c
@@ -66,6 +74,7 @@ def save_table(
         p.write_text(f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{caption}\n", encoding="utf-8")
     with atomic(store.tables/f"{name}.tex") as p: p.write_text(_latex(shown, caption, name), encoding="utf-8")
     write_json(store.tables/f"{name}.json", dict(caption=caption))
+    _say(name, caption)
     return shown
 
 def _latex(table, caption, name):

@@ -604,7 +604,7 @@ def fsa_pretrain_stage(
     settings: Settings, # fsa_… decide
     store: Store, # holds corpus and benchmark
 ) -> StageResult: # plain/ and pretrained/, two checkpoints with one tokenizer
-    "Pre-train the seq2seq student on text -> response (PAPER, \"Lineage\")."
+    "Pre-train the seq2seq student on text -> response (arXiv 2412.18552)."
     s = settings
     def build(out, work):
         rows = store.rows("fsa-corpus", "corpus.parquet").to_list()

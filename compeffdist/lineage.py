@@ -194,7 +194,7 @@ def lineage_corpus_stage(
     name: str, # knowdist | icldist
     rate: float = 1.0, # rows to aim at, as a share of corpus_size
 ) -> StageResult: # corpus.parquet, dropped.parquet, as notebook 07's
-    """Ask the teacher for one of the older corpora (PAPER, "Lineage"), of as many rows as the texts give if those
+    """Ask the teacher for one of the older corpora (arXiv 2503.03225), of as many rows as the texts give if those
     are fewer; raises `UserError` for another name, or texts too few for ICLDist."""
     if name not in LINEAGE: raise UserError(f"{name!r} is no corpus of the lineage. Allowed: {', '.join(LINEAGE)}.")
     size = max(1, round(rate * settings.corpus_size))

@@ -308,7 +308,7 @@ def explain(
     seed: int = 42, # of the draws
     **reading: Any, # top_p, skip_top_rank, separator, chat_template, max_length, as for `read_answer`
 ) -> Explanation: # prints as text, renders as HTML
-    "Why a sample is hard for each model, and why it was kept or dropped (PAPER sections C and D)."
+    "Why a sample is hard for each model, and why it was kept or dropped (method sections C and D)."
     if missing := [k for k in ("prompt", "answer") if k not in sample]:
         raise UserError(
             f"Sample {sample.get('id', '?')!r} lacks {' and '.join(missing)}; "

@@ -90,7 +90,7 @@ def embed(
     names: Sequence[str], # attribute names
     settings: Any, # has embedding_model and embedding_revision
 ) -> "np.ndarray": # float32 [n, d], rows of length 1
-    "Unit vectors of the names (PAPER section A3)."
+    "Unit vectors of the names (method section A3)."
     import numpy as np
     names = list(names)
     if bad := [n for n in names if not isinstance(n, str) or not n.strip()]:
@@ -330,7 +330,7 @@ def cluster_attributes(
     weighted: bool = False, # affinity, kmeans: an attribute counts int(log(1 + count)) times
     memory_gib: float = 16.0, # refuse what takes more
 ) -> "pandas.DataFrame": # attribute, count, perspective (0 = most mentions), exemplar
-    """Group attributes into perspectives (PAPER section A3);
+    """Group attributes into perspectives (method section A3);
     unusable tables and arguments raise `UserError`, non-convergence warns `NotConverged`."""
     import numpy as np
     given = _check_attributes(attributes)

@@ -48,7 +48,7 @@ def _asked(stage, n, words, expected, most, s):
 def teacher_lines(
     settings: Settings, # the active profile
 ) -> list[dict]: # stage, who, requests, tokens_in, tokens_out, tokens_out_most
-    "What the teacher is asked, step by step (PAPER sections A and B, and its own evaluation)."
+    "What the teacher is asked, step by step (method sections A and B, and its own evaluation)."
     s, words, text, p = settings, lambda t: len(t.split()), _text_words(settings), settings.plan_perspectives
     tasks = p*s.instructions_max_tasks
     items = sum(test_items(s).values())*len(s.asked_seeds)

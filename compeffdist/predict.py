@@ -187,7 +187,7 @@ class SentimentAnalyzer(TaskAnalyzer):
         texts: Sequence[str], # any number
         max_new_tokens: int = 96, # of each answer
     ) -> list[Reply]: # in order
-        "Put an instruction before each text, in the form of the distillation corpus (PAPER section B)."
+        "Put an instruction before each text, in the form of the distillation corpus (method section B)."
         from compeffdist.corpus import render_prompt
         _check_texts(texts)
         prompts = [render_prompt("analysis", instruction, t, max_words=self.settings.max_words) for t in texts]

@@ -25,7 +25,7 @@ def keep_probability(
     a: float, # the quantile preferred most
     rate: float, # expected share kept
 ) -> "float|np.ndarray": # probability of keeping, same shape
-    "F(x) with the closed form b = 1/rate - 1 (PAPER section D); a, rate or x outside [0, 1] raise `UserError`."
+    "F(x) with the closed form b = 1/rate - 1 (method section D); a, rate or x outside [0, 1] raise `UserError`."
     a, rate = _in_unit("a", a), _in_unit("rate", rate)
     q = np.asarray(x, dtype=float)
     if q.size and not ((q >= 0) & (q <= 1)).all():
@@ -180,7 +180,7 @@ def sample_by_difficulty(
     column: str = "rank_score", # the difficulty
     id_column: str = "id", # names the rows
 ) -> Any: # the kept rows in their old order, same type as the input
-    """Difficulty-prioritised sampling (PAPER section D);
+    """Difficulty-prioritised sampling (method section D);
     the choice depends on ids, difficulties and seed, not on the order of rows."""
     import warnings
     table = selection(dataset, rate, method, a, by, seed, exact, column, id_column)

@@ -24,7 +24,7 @@ def rank_score_from_top(
     rank: int, # of the token that was written, from 0
     top_p: float = 0.95, # mass of the nucleus, in (0, 1)
 ) -> float|None: # in [0, 1]; None: the nucleus is wider than k
-    """The token score of PAPER section C from a part of the distribution;
+    """The token score of method section C from a part of the distribution;
     raises `UserError` for a `top_p` or `rank` that cannot be."""
     _check_mass(top_p)
     if rank < 0: raise UserError(f"rank counts from 0, got {rank!r}.")
@@ -42,7 +42,7 @@ def rank_in_top(
     top_k: int, # how many of the most probable ones were asked for
     top_p: float = 0.95, # mass of the nucleus, in (0, 1)
 ) -> tuple[float|None, int]: # score, None where it stays open; rank from 0 (behind the k-th, ties count as ahead)
-    """Score and rank of one token from vLLM's log-probabilities (PAPER section C);
+    """Score and rank of one token from vLLM's log-probabilities (method section C);
     raises `UserError` for a `top_p` that cannot be."""
     own, order = entry[token], sorted((-x.logprob, i) for i, x in entry.items())
     logprobs = [-x for x, _ in order[:top_k]]
@@ -104,7 +104,7 @@ def score_vllm(
     per_token: bool = False, # add token_ids, token_values and token_ranks
     chunk: int = 256, # rows whose log-probabilities are in memory at a time
 ) -> "datasets.Dataset": # what `score` returns, and engine: vllm, transformers, or None for a row without score
-    """Rank scores by vLLM (PAPER section C);
+    """Rank scores by vLLM (method section C);
     raises `UserError` for unusable samples, `top_p`, or an engine that does not give `top_k` log-probabilities."""
     from datasets import Dataset
     config, (rows, ids) = _engine_config(engine, top_k, top_p), _as_rows(samples)
@@ -138,7 +138,7 @@ def score_sharded(
     work: Path|None = None, # folder in which finished rows are kept for a restart with as many processes
     **arguments: Any, # further arguments of `score`
 ) -> "datasets.Dataset": # what `score` returns, in every process
-    """`score` (PAPER section C) over the processes of `accelerate launch` or `torchrun`;
+    """`score` (method section C) over the processes of `accelerate launch` or `torchrun`;
     raises what `score` raises, in every process."""
     import torch
     from accelerate import PartialState

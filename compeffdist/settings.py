@@ -65,7 +65,7 @@ TaskTypes = Annotated[list[TaskType], BeforeValidator(_split)]
 
 # %% ../nbs/00_settings.ipynb #5795cd2b
 class TextSettings(BaseModel):
-    "User texts and benchmark (PAPER sections A1 and F)."
+    "User texts and benchmark (method sections A1 and F)."
     seed: Count = 42
     outputs: str = "outputs"
     workers: Count = 1
@@ -79,7 +79,7 @@ class TextSettings(BaseModel):
 
 # %% ../nbs/00_settings.ipynb #36835f86
 class TeacherSettings(BaseModel):
-    "The teacher and how it is asked (PAPER sections A and B)."
+    "The teacher and how it is asked (method sections A and B)."
     teacher_backend: Literal["embedded", "transformers", "vllm", "openai", "replay"] = "embedded"
     teacher_model: str = "embedded-analyst"
     teacher_revision: str = "main"
@@ -100,7 +100,7 @@ class TeacherSettings(BaseModel):
 
 # %% ../nbs/00_settings.ipynb #40e3bd59
 class InstructionSettings(BaseModel):
-    "Attributes, perspectives and instructions (PAPER section A)."
+    "Attributes, perspectives and instructions (method section A)."
     enumerate_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     enumerate_max_tokens: Positive = 1048
     attributes_min_count: Count = 10
@@ -137,7 +137,7 @@ class InstructionSettings(BaseModel):
 
 # %% ../nbs/00_settings.ipynb #9e9ab2f3
 class SelectionSettings(BaseModel):
-    "Difficulty and sampling (PAPER sections C and D)."
+    "Difficulty and sampling (method sections C and D)."
     difficulty_model: str = "student"
     difficulty_revision: str = "main"
     difficulty_top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
@@ -154,7 +154,7 @@ class SelectionSettings(BaseModel):
 
 # %% ../nbs/00_settings.ipynb #3afec44c
 class StudentSettings(BaseModel):
-    "Students and their training (PAPER section E)."
+    "Students and their training (method section E)."
     families: Families = ["llama", "qwen3", "gemma3"]
     student_source: Literal["package", "build", "hub"] = "package"
     student_model_llama: str = "meta-llama/Llama-3.2-3B-Instruct"
@@ -177,7 +177,7 @@ class StudentSettings(BaseModel):
 
 # %% ../nbs/00_settings.ipynb #23ecf561
 class TrainingSettings(BaseModel):
-    "The optimiser's schedule (PAPER section E)."
+    "The optimiser's schedule (method section E)."
     train_epochs: Annotated[float, Field(gt=0)] = 4
     train_lr: Annotated[float, Field(gt=0)] = 5e-5
     train_batch: Positive = 8
@@ -206,7 +206,7 @@ class TrainingSettings(BaseModel):
 
 # %% ../nbs/00_settings.ipynb #35e04039
 class EvaluationSettings(BaseModel):
-    "SentiBench and the experiments (PAPER section F)."
+    "SentiBench and the experiments (method section F)."
     shots: Count = 4
     shots_reduce: bool = False
     # the first family's base student is asked with so many demonstrations too
@@ -230,7 +230,7 @@ class EvaluationSettings(BaseModel):
 
 # %% ../nbs/00_settings.ipynb #4c39796e
 class FsaSettings(BaseModel):
-    "FSA-Distillation (PAPER, \"Lineage\"); `fsa` is embedded, none, or a folder that holds atsa/ and acsa/."
+    "FSA-Distillation; `fsa` is embedded, none, or a folder that holds atsa/ and acsa/."
     fsa: str = "embedded"
     fsa_sets: Annotated[
         list[Literal["atsa/laptop14", "atsa/rest14", "acsa/laptop16", "acsa/rest16"]],

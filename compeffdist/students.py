@@ -126,7 +126,7 @@ def training_arguments(
     processes: int = 1, # that share a batch
     bf16: bool|None = None, # None: where it pays
 ): # trl.SFTConfig
-    """The schedule (PAPER section E) as trl's configuration;
+    """The schedule (method section E) as trl's configuration;
     raises `UserError` if the batch cannot be divided among the processes."""
     import torch
     from trl import SFTConfig
@@ -381,7 +381,7 @@ def finetune(
     seed: int = 42, # batch order, LoRA's initial weights
     name: str = "student", # shown beside the progress bar
 ) -> tuple[Any, dict]: # the trained model, adapters merged; log: counts, schedule, curve
-    "Fine-tune on prompt-answer rows with loss on the answers (PAPER section E); goes on from a checkpoint in `work`."
+    "Fine-tune on prompt-answer rows with loss on the answers (method section E); goes on from a checkpoint in `work`."
     import torch
     from transformers import set_seed
     encoded, counts = encode_rows(rows, tokenizer, settings.train_max_length, settings.train_chat_template)
@@ -534,7 +534,7 @@ def student_stage(
     sample_stage: str = "corpus", # stage with the training rows
     start: str = "", # stage of the student to go on from; the base student if empty
 ) -> StageResult: # folder with model, tokenizer and log.json
-    "Distil one student (PAPER section E)."
+    "Distil one student (method section E)."
     base = base_stage(settings, store, family)
     attention = getattr(settings, f"student_attention_{family}")
     params = {k: getattr(settings, k) for k in TRAIN_KEYS} | dict(

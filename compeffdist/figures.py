@@ -34,13 +34,14 @@ def set_style() -> None:
         "svg.fonttype": "none", "svg.hashsalt": "compeffdist", "figure.constrained_layout.use": True,
     })
 
-# %% ../nbs/13a_figures.ipynb #e63766a3
+# %% ../nbs/13a_figures.ipynb #6411897a
 def _say(name, caption):
     "Show a caption where a notebook is running."
     if (shell := sys.modules.get("IPython")) and shell.get_ipython():
         from IPython.display import Markdown, display
         display(Markdown(f"**{name}.** {caption}"))
 
+# %% ../nbs/13a_figures.ipynb #e63766a3
 def save_figure(
     store: Store, # the profile's store
     name: str, # file name without ending, e.g. "fig-data-efficiency"
@@ -53,6 +54,26 @@ def save_figure(
     write_json(store.figures/f"{name}.json", dict(caption=caption))
     _say(name, caption)
     return store.figures/f"{name}.png"
+
+# %% ../nbs/13a_figures.ipynb #1338cd08
+def _latex(table, caption, name):
+    """A booktabs table: cells and caption escaped, Markdown's bold as bold,
+    signs that pdflatex does not know as mathematics or by their names.
+    """
+    styled = table.astype(str).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    text = styled.to_latex(hrules=True, label=f"tab:{name}", caption="CAPTION", position_float="centering")
+    text = text.replace("CAPTION", "".join({c: "\\" + c for c in "%&_#"}.get(c, c) for c in caption))
+    signs = {
+        "±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$", "−": "$-$",
+        "→": r"$\rightarrow$", "×": r"$\times$", "ρ": r"$\rho$",
+    }
+    plain = lambda c: (
+        "" if c in "\ufe0f\u200d"
+        else signs[c] if c in signs
+        else c if c < "\u0250" or c in "–—‘’“”…•"
+        else f"[{unicodedata.name(c, 'sign').lower()}]"
+    )
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", "".join(map(plain, text)))
 
 # %% ../nbs/13a_figures.ipynb #37fc034c
 def save_table(
@@ -76,25 +97,6 @@ def save_table(
     write_json(store.tables/f"{name}.json", dict(caption=caption))
     _say(name, caption)
     return shown
-
-def _latex(table, caption, name):
-    """A booktabs table: cells and caption escaped, Markdown's bold as bold,
-    signs that pdflatex does not know as mathematics or by their names.
-    """
-    styled = table.astype(str).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-    text = styled.to_latex(hrules=True, label=f"tab:{name}", caption="CAPTION", position_float="centering")
-    text = text.replace("CAPTION", "".join({c: "\\" + c for c in "%&_#"}.get(c, c) for c in caption))
-    signs = {
-        "±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$", "−": "$-$",
-        "→": r"$\rightarrow$", "×": r"$\times$", "ρ": r"$\rho$",
-    }
-    plain = lambda c: (
-        "" if c in "\ufe0f\u200d"
-        else signs[c] if c in signs
-        else c if c < "\u0250" or c in "–—‘’“”…•"
-        else f"[{unicodedata.name(c, 'sign').lower()}]"
-    )
-    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", "".join(map(plain, text)))
 
 # %% ../nbs/13a_figures.ipynb #750ad15d
 def count_range(

@@ -99,7 +99,9 @@ def measured(
         if key in counts.get(stage, {}): out["", "", name] = counts[stage][key]
     if store.has("attributes"): # of the attributes that are kept
         out["", "", "mentions"] = sum(store.rows("attributes", "attributes.parquet")["count"])
-    out["", "", "rate"] = 100*settings.sampling_rate
+    if (path := store.tables/"tab-share-needed.csv").exists(): # notebook 21; a level not reached is infinite
+        needed = pd.read_csv(path).set_index("level").difficulty
+        if "two-stage" in needed: out["", "", "share needed"] = 100*float(needed.fillna(math.inf)["two-stage"])
     out["", "", "benchmark tasks"] = len(TASKS)
     for s in systems(settings):
         if not store.has(s.evaluation_stage): continue

@@ -60,3 +60,15 @@ def test_a_missing_score_is_an_error_and_not_zero(tmp_path):
         dict(task="sst2", seed=1, score=float("nan"))
     ]) or {})
     with pytest.raises(UserError, match="llama base is missing"): measured(s, store)
+
+@pytest.mark.parametrize("level, cell, ours", [
+    ("two-stage", "0.25", 25), ("two-stage", "", float("inf")), # a level that no share reaches
+    ("two-stage-10", "0.25", None) # trained on a tenth of its rows: not the level that the abstract means
+])
+def test_a_tenth_of_the_data_is_a_result_and_no_setting(tmp_path, level, cell, ours):
+    s = load_settings("tiny", outputs=str(tmp_path))
+    store = Store(s)
+    assert ("", "", "share needed") not in measured(s, store)
+    store.tables.mkdir(parents=True, exist_ok=True)
+    (store.tables/"tab-share-needed.csv").write_text(f"level,average,difficulty,random\n{level},30,{cell},0.5\n")
+    assert measured(s, store).get(("", "", "share needed")) == ours

@@ -1,5 +1,5 @@
 "The ledger's rules, its honesty about scale, and the README's numbers against the committed tables."
-import io, random, subprocess
+import io, json, random, subprocess
 from pathlib import Path
 import pandas as pd
 import pytest
@@ -75,8 +75,9 @@ def test_a_claim_about_samples_is_tested_on_all_their_draws(run):
     assert table.loc["difficulty", "llama"].here == ABSENT
 
 @pytest.mark.parametrize("low, high, bound, word", [
-    (.01, .2, 0, HOLDS), (0, .2, 0, OPEN), (-.3, 0, 0, FAILS),
-    (-.019, .1, -.02, HOLDS), (-.02, .1, -.02, OPEN), (-.2, -.03, -.02, FAILS)])
+    (.01, .2, 0, HOLDS), (0, .2, 0, OPEN), (-.3, 0, 0, OPEN), (-.3, -.01, 0, FAILS),
+    (.0004, .2, 0, OPEN), (-.3, -.0004, 0, OPEN), # printed as +0.0 and -0.0
+    (-.019, .1, -.02, HOLDS), (-.02, .1, -.02, OPEN), (-.2, -.02, -.02, OPEN), (-.2, -.03, -.02, FAILS)])
 def test_an_interval_decides_by_its_side_of_the_bound(low, high, bound, word): assert decide(low, high, bound) == word
 
 def test_most_is_more_than_half_whatever_the_undecided_become():
@@ -232,22 +233,37 @@ def test_cells_must_be_the_means_of_what_their_row_names(row, faults):
     ("version (0.1.0), arXiv 2510.24425", 0), ("a rate of 31.2 %", 1)])
 def test_decimals_in_prose_must_be_in_a_table(text, faults): assert len(check_prose(text, [46.29])) == faults
 
-def _committed():
-    """README and tables of one commit, so that a run in the working tree is not held against them;
-    the working tree outside a checkout."""
+def _files():
+    """Names of the outputs in the last commit and how to read a file of it, so that a run in the working tree
+    is not held against them; the working tree outside a checkout."""
     git = lambda *a: subprocess.run(["git", "-C", str(ROOT), *a], capture_output=True, text=True)
-    names = [
-        n for n in git("ls-tree", "-r", "--name-only", "HEAD", "outputs").stdout.splitlines()
-        if n.endswith(".csv")]
-    read = (lambda n: git("show", f"HEAD:{n}").stdout) if names else (lambda n: (ROOT/n).read_text(encoding="utf-8"))
-    tables = {}
-    for n in names or [p.relative_to(ROOT).as_posix() for p in ROOT.glob("outputs/*/tables/*.csv")]:
-        tables.setdefault(n.split("/")[1], {})[Path(n).stem] = pd.read_csv(io.StringIO(read(n)))
+    names = git("ls-tree", "-r", "--name-only", "HEAD", "outputs").stdout.splitlines()
+    if names: return names, lambda n: git("show", f"HEAD:{n}").stdout
+    return (
+        [p.relative_to(ROOT).as_posix() for p in ROOT.glob("outputs/*/*/*")],
+        lambda n: (ROOT/n).read_text(encoding="utf-8"))
+
+def _committed():
+    "README and tables of one commit."
+    (names, read), tables = _files(), {}
+    for n in names:
+        if n.endswith(".csv") and n.split("/")[2] == "tables":
+            tables.setdefault(n.split("/")[1], {})[Path(n).stem] = pd.read_csv(io.StringIO(read(n)))
     return read("README.md"), tables
 
 def test_the_readme_states_no_score_without_a_row_behind_it():
     readme, tables = _committed()
     assert {"tiny", "mini"} <= set(tables) and unbacked(readme, tables) == []
+
+def test_the_committed_ledger_ends_with_a_good_word_about_the_readme():
+    """Notebook 28 is executed before the README follows the new tables, and then lists what is still the old."""
+    names, read = _files()
+    for n in [n for n in names if n.endswith("/notebooks/28_claims.ipynb")]:
+        said = json.loads(read(n))["cells"][-1]["outputs"]
+        text = "".join("".join(o.get("data", {}).get("text/plain", o.get("text", ""))) for o in said)
+        assert text.strip("'\"") == "every decimal of the README's results has a row behind it", (
+            f"{n} was executed against an older README and contradicts this one. After the commit of the README: "
+            f"make replicate PROFILE={n.split('/')[1]} ONLY=28_claims, and commit {n}.")
 
 def test_a_changed_number_in_the_readme_is_found():
     readme, tables = _committed()

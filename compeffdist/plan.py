@@ -338,28 +338,30 @@ def _duration(hours):
 
 def _cell(column, v):
     if v is None or v != v: return "–"
-    if column == "hours": return _duration(v)
-    return (
-        v if isinstance(v, str)
-        else f"{v:,.0f}" if column in ("requests", "runs", "tokens_in", "tokens_out", "tokens_out_most")
-        else f"{v:,.2f}" if v < 100
-        else f"{v:,.0f}"
-    )
+    if column == "time": return _duration(v)
+    if column in ("in", "out", "at most"):
+        return f"{v/1e6:,.{int(v < 1e8)}f} M" if v >= 1e6 else f"{v/1e3:,.0f} k" if v >= 1e4 else f"{v:,.0f}"
+    return v if isinstance(v, str) else f"{v:,.0f}" if column == "times" or v >= 100 else f"{v:,.2f}"
 
-def _table_lines(table, unit):
-    "The plan's table: two columns of words flush left, the numbers flush right."
-    shown = [[_cell(c, v) for c, v in zip(COLUMNS, row)] for row in table.itertuples(index=False, name=None)]
-    head = [f"{unit} time" if c == "hours" else c.replace("_", " ") for c in COLUMNS]
-    width = [max(map(len, column)) for column in zip(head, *shown)]
-    return [
-        "  ".join(v.ljust(w) if i < 2 else v.rjust(w) for i, (v, w) in enumerate(zip(row, width))).rstrip()
-        for row in [head, ["-"*w for w in width], *shown]
-    ]
+def _table_lines(table):
+    "The plan's table within 100 characters: names flush left, numbers flush right; no column without a number."
+    whose = table.stage.str.contains(":") | (table.who == "teacher")
+    stage = table.stage.where(whose, table.stage + ": " + table.who)
+    shown = {
+        "stage": stage.str.replace(r"@\S*|\S+/", "", regex=True).str[:32], # of a model its last name
+        "times": table.requests.fillna(table.runs), "in": table.tokens_in, "out": table.tokens_out,
+        "at most": table.tokens_out_most, "time": table.hours,
+        "mem GB": table.memory_gb, "disk GB": table.disk_gb, "money": table.money,
+    }
+    cells = [[k, *(_cell(k, x) for x in v)] for k, v in shown.items() if k == "stage" or v.fillna(0).any()]
+    width = [max(map(len, column)) for column in cells]
+    lines = ["  ".join(v.rjust(w) if i else v.ljust(w) for i, (v, w) in enumerate(zip(r, width))) for r in zip(*cells)]
+    return [lines[0], "  ".join("-"*w for w in width), *lines[1:]]
 
 def _price(money):
     "A sum of money, or which settings are missing for one."
     return f"{money:,.2f}" if money is not None else (
-        "unknown: set plan_device_price (per device hour), "
+        "unknown: set plan_device_price (per device hour),\n"
         "or plan_price_in and plan_price_out (per million tokens of an API)"
     )
 
@@ -373,27 +375,27 @@ def describe(
     gpu = settings.student_source == "hub"
     unit = "GPU" if gpu else "core"
     return "\n".join([
-        (
-            f"Plan of profile {settings.profile}: teacher {settings.teacher_model} ({settings.teacher_backend}), "
-            f"students {', '.join(settings.families)}"
-        ),
-        "", *_table_lines(table, unit), "",
+        f"Plan of profile {settings.profile}:",
+        f"teacher {settings.teacher_model} ({settings.teacher_backend}), students {', '.join(settings.families)}",
+        "", *_table_lines(table), "",
+        "times: requests to the teacher, runs of a student; in, out: tokens;",
+        f"at most: tokens out if every answer were as long as it may be; time: on one {unit}", "",
         (
             f"teacher: {t['requests']:,} requests, "
-            f"{t['tokens_in']/1e6:,.1f} M tokens in, {t['tokens_out']/1e6:,.1f} M out · "
-            f"students: {t['runs']} training runs, {t['tokens_read']/1e6:,.1f} M tokens read"
+            f"{t['tokens_in']/1e6:,.1f} M tokens in, {t['tokens_out']/1e6:,.1f} M out"
         ),
+        f"students: {t['runs']} training runs, {t['tokens_read']/1e6:,.1f} M tokens read",
         (
             f"{t['hours']:,.1f} {unit} hours, {_duration(t['wall_hours'])} on "
             f"{t['devices']} {unit}{'s' if t['devices'] > 1 else ''} · "
             f"disk {t['disk_gb']:,.1f} GB"
         ) + (
-            f" · at least {t['memory_gb']:,.0f} GB of GPU memory over all GPUs, activations not counted" if gpu else ""
+            f"\nat least {t['memory_gb']:,.0f} GB of GPU memory over all GPUs, activations not counted" if gpu else ""
         ),
         f"money: {_price(t['money'])}",
         (
             f"smallest effect: {100*t['effect_task']:.1f} points on a task of middling size, "
-            f"{100*t['effect_mean']:.1f} on the mean over tasks "
+            f"{100*t['effect_mean']:.1f} on the mean over tasks\n"
             "(power 0.8, level 0.05, one training run a system)"
         ),
         "Assumptions: the plan_ settings of settings.ini; counts follow from the other settings.",

@@ -321,12 +321,6 @@ def corpus_stage(
             near, share, settings.corpus_task_types,
         )
         return answer_corpus(rows, settings, store, load_teacher(settings), "corpus", out)
-    params = (
-        teacher_params(settings)
-        | {k: getattr(settings, k) for k in keys}
-        | (
-            dict(embedding=settings.embedding_model, revision=settings.embedding_revision)
-            if settings.corpus_nearby_share else {}
-        )
-    )
+    encoder = ("embedding_model", "embedding_revision") if settings.corpus_nearby_share else ()
+    params = teacher_params(settings) | {k: getattr(settings, k) for k in (*keys, *encoder)}
     return store.stage("corpus", build, inputs=["texts", "instructions", "attributes"], params=params, code=["corpus"])

@@ -248,8 +248,6 @@ def student_facts(
     texts, asked, chosen, base, own = (
         stages[k].get("params", {}) for k in ("texts", "corpus", "sample", "base", "student")
     )
-    # in the corpus' record the sentence encoder's revision stands under this name, where it was used
-    named = _stage_record(path.parent, "attributes").get("params", {}).get("revision", asked.get("revision"))
     before = next((n for n in stages["student"].get("inputs", {}) if n.startswith("student-")), None)
     known = lambda text, *values: text if all(v not in (None, "") for v in values) else "not known"
     return dict(
@@ -260,7 +258,7 @@ def student_facts(
             texts.get("texts_source"),
         ),
         teacher=known(
-            f"{asked.get('model')}, revision {named}, back end {asked.get('backend')}",
+            f"{asked.get('model')}, revision {asked.get('revision')}, back end {asked.get('backend')}",
             asked.get("model"),
         ) + (" (a rule-based stand-in, no language model)" if asked.get("backend") == "embedded" else ""),
         filter="none, the whole corpus" if log["sample"].startswith("corpus") else known(

@@ -4,7 +4,8 @@ import pandas as pd, pytest
 from compeffdist import corpus
 from hypothesis import given, settings as hyp, strategies as st
 from compeffdist.corpus import cut, distribution, join_answers, plan_corpus, render_prompt
-from compeffdist.settings import UserError
+from compeffdist.settings import UserError, load_settings
+from compeffdist.teacher import load_teacher
 
 
 def instructions(analysis, tasks):
@@ -188,3 +189,12 @@ def test_an_instruction_that_has_met_every_text_gets_none_and_the_deck_does_not_
 def test_too_few_pairs_are_counted_as_the_settings_make_them():
     message = r"^64 samples \(corpus_size times corpus_oversample\) need .*Lower corpus_size or corpus_oversample"
     with pytest.raises(UserError, match=message): plan_corpus(instructions([2, 1], [1, 3]), texts(9), 64, 27 / 64)
+
+def test_the_stage_tells_the_teachers_revision_from_the_encoders():
+    def params(**kw):
+        settings, seen = load_settings("tiny", embedding_revision="abc", **kw), {}
+        corpus.corpus_stage(settings, SimpleNamespace(stage=lambda name, build, params, **_: seen.update(params)))
+        assert seen["revision"] == load_teacher(settings).revision != "abc"
+        return seen
+    assert params(corpus_nearby_share=0.5)["embedding_revision"] == "abc"
+    assert "embedding_revision" not in params(corpus_nearby_share=0.0)

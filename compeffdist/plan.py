@@ -8,7 +8,7 @@ __all__ = ['TEST_SIZES', 'FSA_TRAIN', 'COLUMNS', 'test_items', 'teacher_lines', 
            'calibrate', 'main']
 
 # %% ../nbs/14a_plan.ipynb #4273e216
-import argparse, math, re, sys, tempfile, time
+import argparse, math, re, sys, tempfile, textwrap, time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -343,20 +343,19 @@ def _cell(column, v):
         return f"{v/1e6:,.{int(v < 1e8)}f} M" if v >= 1e6 else f"{v/1e3:,.0f} k" if v >= 1e4 else f"{v:,.0f}"
     return v if isinstance(v, str) else f"{v:,.0f}" if column == "times" or v >= 100 else f"{v:,.2f}"
 
-def _table_lines(table):
-    "The plan's table within 100 characters: names flush left, numbers flush right; no column without a number."
+def _text_table(table):
+    "The plan's table within 100 characters; no column without a number."
+    import pandas as pd
     whose = table.stage.str.contains(":") | (table.who == "teacher")
     stage = table.stage.where(whose, table.stage + ": " + table.who)
+    stage = stage.str.replace(r"@\S*|\S+/", "", regex=True).str[:32].str.ljust(32) # of a model its last name
     shown = {
-        "stage": stage.str.replace(r"@\S*|\S+/", "", regex=True).str[:32], # of a model its last name
         "times": table.requests.fillna(table.runs), "in": table.tokens_in, "out": table.tokens_out,
         "at most": table.tokens_out_most, "time": table.hours,
         "mem GB": table.memory_gb, "disk GB": table.disk_gb, "money": table.money,
     }
-    cells = [[k, *(_cell(k, x) for x in v)] for k, v in shown.items() if k == "stage" or v.fillna(0).any()]
-    width = [max(map(len, column)) for column in cells]
-    lines = ["  ".join(v.rjust(w) if i else v.ljust(w) for i, (v, w) in enumerate(zip(r, width))) for r in zip(*cells)]
-    return [lines[0], "  ".join("-"*w for w in width), *lines[1:]]
+    cells = {f" {k}": [f" {_cell(k, x)}" for x in v] for k, v in shown.items() if v.fillna(0).any()}
+    return pd.DataFrame({"stage".ljust(32): stage, **cells}).to_string(index=False)
 
 def _price(money):
     "A sum of money, or which settings are missing for one."
@@ -377,7 +376,7 @@ def describe(
     return "\n".join([
         f"Plan of profile {settings.profile}:",
         f"teacher {settings.teacher_model} ({settings.teacher_backend}), students {', '.join(settings.families)}",
-        "", *_table_lines(table), "",
+        "", _text_table(table), "",
         "times: requests to the teacher, runs of a student; in, out: tokens;",
         f"at most: tokens out if every answer were as long as it may be; time: on one {unit}", "",
         (
@@ -639,7 +638,8 @@ def main(
                 "",
                 sep="\n",
             )
-        print(describe(settings), "\n\nLeft out of this profile:\n- " + "\n- ".join(left_out(settings)), sep="")
+        print(describe(settings), "\n\nLeft out of this profile:", sep="")
+        for part in left_out(settings): print(textwrap.fill(part, 100, initial_indent="- ", subsequent_indent="  "))
         if (made := last_run(settings)) is not None:
             print("\nThe last run:\n" + actual(settings, made).round(3).to_string(index=False))
     except UserError as e: print(f"\nERROR {e}", file=sys.stderr); return 2

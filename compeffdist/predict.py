@@ -15,6 +15,7 @@ from typing import Any
 from .evaluate import (
     Student, budget, build_prompt, answer_logprobs, decode_tokens,
     encode, label_paths, last_logits, one_line, stop_tokens)
+from .figures import markdown_table
 from .sentibench import Task, first_array, get_task, parse_array
 from .settings import Settings, UserError, load_settings
 from .store import read_json, read_rows
@@ -286,7 +287,7 @@ def _scores_table(path, facts):
         .agg(score=("score", "mean"), items=("n_items", "first"), shots=("shots", "max"))
         .reset_index()
     )
-    return rows.assign(score=(100 * rows.score).round(1)).to_markdown(index=False) + (
+    return markdown_table(rows.assign(score=(100 * rows.score).round(1))) + (
         "\n\nSentiBench protocol, in per cent, mean over the demonstration seeds; "
         "tasks and items as this run's profile has them."
     )

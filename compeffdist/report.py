@@ -10,6 +10,7 @@ import base64, re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from .figures import markdown_table
 from .settings import project_root
 from .store import Store, atomic, read_json
 
@@ -185,7 +186,7 @@ def _run(store, manifest):
         "Versions": pd.DataFrame([dict(package=k, version=v) for k, v in manifest["machine"]["versions"].items()]),
     }
     return [
-        dict(title=t, html=_html(f.to_markdown(index=False, disable_numparse=True)))
+        dict(title=t, html=_html(markdown_table(f)))
         for t, f in frames.items() if len(f)
     ]
 

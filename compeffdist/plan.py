@@ -639,7 +639,11 @@ def main(
                 sep="\n",
             )
         print(describe(settings), "\n\nLeft out of this profile:", sep="")
-        for part in left_out(settings): print(textwrap.fill(part, 100, initial_indent="- ", subsequent_indent="  "))
+        for part in left_out(settings): # no path or option is broken
+            print(textwrap.fill(
+                part, 100, initial_indent="- ", subsequent_indent="  ",
+                break_on_hyphens=False, break_long_words=False,
+            ))
         if (made := last_run(settings)) is not None:
             print("\nThe last run:\n" + actual(settings, made).round(3).to_string(index=False))
     except UserError as e: print(f"\nERROR {e}", file=sys.stderr); return 2

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from compeffdist.evaluate import pick_items
 from compeffdist.plan import (
-    actual, describe, hours, main, memory, money, parameters, plan, smallest_effect, student_lines, teacher_lines,
-    test_items as items_of, totals
+    actual, describe, hours, left_out, main, memory, money, parameters, plan, smallest_effect, student_lines,
+    teacher_lines, test_items as items_of, totals
 )
 from compeffdist.settings import UserError, load_settings, project_root
 from compeffdist.stats import paired
@@ -145,6 +145,14 @@ def test_planning_leaves_no_folder(tmp_path, monkeypatch, capsys):
         and not (tmp_path/"new").exists()
         and "GPU hours" in capsys.readouterr().out
     )
+
+def test_what_is_left_out_fits_the_screen_and_loses_no_word(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COMPEFFDIST_OUTPUTS", str(tmp_path/"new"))
+    assert main(["--profile", "tiny"]) == 0
+    printed = capsys.readouterr().out
+    listed, wanted = printed.split("Left out of this profile:\n")[1], left_out(load_settings("tiny"))
+    assert max(map(len, printed.splitlines())) <= 100 < max(map(len, wanted))
+    assert listed.split() == [w for part in wanted for w in ["-", *part.split()]]
 
 def test_the_smallest_effect_is_that_of_the_paired_test():
     import numpy as np

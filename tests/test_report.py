@@ -4,7 +4,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
-from compeffdist.figures import count_range, save_figure, save_table, set_style
+from compeffdist.figures import count_range, markdown_table, save_figure, save_table, set_style
 from compeffdist.report import write_report
 from compeffdist.settings import UserError, load_settings, project_root
 from compeffdist.store import Store
@@ -43,6 +43,15 @@ def store(tmp_path):
         save_table(s, name, pd.DataFrame(dict(a=["<script>alert(1)</script>"], b=[1.5])), f"Caption of {name}.")
     plt.close("all")
     return s
+
+def test_no_text_ends_a_cell_of_a_table_and_numbers_stay_as_they_are(store):
+    frame = pd.DataFrame(dict(text=["one | two", "a line\nand another", "plain"], f1=[67.0, 0.25, float("nan")]))
+    save_table(store, "tab-texts", frame, "Texts.")
+    written = (store.tables/"tab-texts.md").read_text(encoding="utf-8").splitlines()
+    assert written[2:5] == markdown_table(frame).splitlines()[2:] and written[5:] == ["", "Texts."]
+    cells = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in written[2:5]]
+    assert cells == [["one \\| two", "67.0"], ["a line and another", "0.25"], ["plain", "nan"]]
+    assert frame.text.iloc[1] == "a line\nand another" # the caller's table is left alone
 
 def test_the_page_is_whole_and_asks_nothing_of_the_network(store):
     page = write_report(store, "A <note>.", dict(seed=1)).read_text(encoding="utf-8")

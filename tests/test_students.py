@@ -457,7 +457,8 @@ def test_out_of_memory_on_a_single_row_and_other_errors(tok, tmp_path, monkeypat
     with pytest.raises(RuntimeError, match="no such kernel"): students.finetune(m, tok, ROWS, settings(), tmp_path/"b")
 
 def test_the_papers_schedule():
-    assert all(students._optimizer(load_settings(p)) is None for p in ("gpu", "paper")) # AdamW
+    own = {p: students._optimizer(load_settings(p)) is not None for p in ("tiny", "mini", "gpu", "paper")}
+    assert own == dict(tiny=True, mini=True, gpu=False, paper=False) # Muon; None is trl's AdamW
     args = students.training_arguments(
         load_settings("paper", train_fsdp=False), Path("unused"), bf16=True, processes=2
     )

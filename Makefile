@@ -14,6 +14,8 @@ TORCH_FROM := $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--extra-index-url ht
 endif
 # Two profiles can be run on other data without editing settings.ini.
 export COMPEFFDIST_ROOT := $(CURDIR)
+# Fifty kernels import the same libraries: without compiled files every one of them would compile five thousand modules again.
+unexport PYTHONDONTWRITEBYTECODE
 # MATRIX=full adds what a small machine needs a night for: the earlier systems on as many rows as CompEffDist, the ablations and the whole curve of rates.
 ifeq ($(MATRIX),full)
 export COMPEFFDIST_LINEAGE := true

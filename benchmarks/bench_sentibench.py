@@ -8,8 +8,8 @@ without any (as `SentimentAnalyzer` asks).
 
 `python benchmarks/bench_sentibench.py` needs nothing but the package: an untrained answer takes as long as a good one,
 so the shipped Llama student and embedded records do. The second table asks one student by both engines and in both
-precisions and counts labels that differ from transformers in fp32 (a distilled student of outputs/tiny where
-`make replicate` has left one, since its labels are not near ties). Seconds are those of the processor (one thread),
+precisions, by the same rules, and counts labels and arrays that differ from transformers in fp32 (a distilled student
+of outputs/tiny where `make replicate` has left one, since its labels are not near ties). Seconds are those of the processor (one thread),
 which a busy machine distorts less than the clock on the wall; both are kept.
 Writes benchmarks/results/sentibench.json and .md.
 """
@@ -83,29 +83,27 @@ def compare(model, tokenizer, folder, shots) -> dict:
         flips={way: sum(a != b for a, b in zip(answers[SLOW], said)) for way, said in answers.items()},
     )
 
-ASKED = ("sst2", "irony18", "twitter", "tweeteval")
+ASKED = ("sst2", "irony18", "twitter", "tweeteval", "atsa_rest16", "asqp_rest16")
 VLLM = """
 import json, sys
-from compeffdist.backends import VLLMTeacher
-from compeffdist.evaluate import evaluate
+from compeffdist.evaluate import VLLMStudent, evaluate
 from compeffdist.settings import load_settings
-from compeffdist.store import ResponseRecord
-checkpoint, folder, record, dtype, tasks, limit = sys.argv[1:]
-settings = load_settings("tiny", eval_limit=int(limit))
-teacher = VLLMTeacher(checkpoint, dtype=dtype, chat_template=False, max_model_len=1024, batch=64, enforce_eager=True)
-rows = evaluate(teacher, tasks.split(), folder=folder, settings=settings, record=ResponseRecord(record))
-print("RESULT" + json.dumps([(r["status"], r["parsed"]) for r in rows]))
+checkpoint, folder, dtype, tasks, limit = sys.argv[1:]
+settings = load_settings("tiny", eval_limit=int(limit), student_dtype=dtype)
+student = VLLMStudent(checkpoint, settings, batch=64, enforce_eager=True)
+rows = evaluate(student, tasks.split(), folder=folder, settings=settings)
+print("RESULT" + json.dumps([(r["status"], r["output"]) for r in rows]))
 """
 
 def engines(folder) -> dict:
-    "Labels of one student by transformers and vLLM in fp32 and bf16, against transformers in fp32."
+    "Answers of one student by transformers and vLLM in fp32 and bf16, against transformers in fp32."
     made = project_root()/"outputs/tiny/students/llama-distilled"
     checkpoint = made if made.is_dir() else students_folder()/"llama"
     settings = load_settings("tiny", eval_limit=ITEMS)
     def here(dtype):
         model, tokenizer = load_student(checkpoint, dtype)
         return [
-            (r["status"], r["parsed"])
+            (r["status"], r["output"])
             for r in evaluate((model.eval(), tokenizer), ASKED, folder=folder, settings=settings)
         ]
     def there(dtype):
@@ -115,8 +113,7 @@ def engines(folder) -> dict:
             HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="",
         )
         p = subprocess.run([
-            sys.executable, "-c", VLLM,
-            checkpoint, folder, Path(folder)/f"record-{dtype}", dtype, " ".join(ASKED), str(ITEMS),
+            sys.executable, "-c", VLLM, checkpoint, folder, dtype, " ".join(ASKED), str(ITEMS),
         ], env=env, capture_output=True, text=True)
         if p.returncode: raise SystemExit(p.stderr[-3000:])
         return [tuple(r) for r in json.loads(p.stdout.split("RESULT")[1].splitlines()[0])]
@@ -127,11 +124,11 @@ def engines(folder) -> dict:
         if importlib.util.find_spec("vllm") else {}
     )
     first = ways["transformers, fp32"]
+    differ = lambda said, labels: sum(
+        a != b for (_, a), (status, b) in zip(said, first, strict=True) if (status == "label") == labels
+    )
     rows = {
-        w: dict(
-            answers=len(said), no_label=sum(s != "label" for s, _ in said),
-            flips=sum(s == "label" and l != right for (s, l), (_, right) in zip(said, first)),
-        )
+        w: dict(answers=len(said), labels_differ=differ(said, True), arrays_differ=differ(said, False))
         for w, said in ways.items()
     }
     return dict(
@@ -171,14 +168,16 @@ def main() -> None:
         "Made by `python benchmarks/bench_sentibench.py`.\n"
     )
     text += (
-        "\n| engine, precision | answers | labels that differ from transformers in fp32 | no label |\n"
+        "\n| engine, precision | answers | labels that differ from transformers in fp32 | arrays that differ |\n"
         "|---|---|---|---|\n"
-        + "".join(f"| {w} | {r['answers']} | {r['flips']} | {r['no_label']} |\n" for w, r in both["ways"].items())
+        + "".join(
+            f"| {w} | {r['answers']} | {r['labels_differ']} | {r['arrays_differ']} |\n"
+            for w, r in both["ways"].items()
+        )
     )
     text += (
         f"\n{both['student']}, {', '.join(ASKED)}, {ITEMS} items each, {asked(load_settings('tiny'))}. "
-        "transformers compares the labels' first tokens; "
-        "vLLM writes its answer freely and is read like a teacher, so it may also write no label.\n"
+        "Both engines compare the labels' first tokens and end an array at the same tokens.\n"
     )
     (project_root()/"benchmarks/results/sentibench.md").write_text(text)
     print(text)

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['one_line', 'block', 'build_prompt', 'Item', 'pick_items', 'build_items', 'budget', 'encode', 'fit_prompts',
-           'token_batches', 'shared_head', 'last_logits', 'label_paths', 'collisions', 'choose_labels',
-           'answer_logprobs', 'choose_whole_labels', 'stop_tokens', 'decode_batch', 'decode_tokens', 'decode', 'Answer',
-           'Student', 'TeacherStudent', 'item_row', 'summary', 'evaluate', 'evaluation_stage', 'evaluate_systems']
+           'token_batches', 'shared_head', 'last_logits', 'label_paths', 'collisions', 'best_tokens', 'labels_by_token',
+           'choose_labels', 'answer_logprobs', 'labels_by_logprob', 'choose_whole_labels', 'stop_tokens',
+           'decode_batch', 'decode_tokens', 'decode', 'Answer', 'Student', 'VLLMStudent', 'TeacherStudent', 'item_row',
+           'summary', 'evaluate', 'evaluation_stage', 'evaluate_systems']
 
 # %% ../nbs/11a_evaluate.ipynb #56043d6f
 import json, random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from os.path import commonprefix
@@ -21,6 +22,7 @@ from typing import Any
 from .settings import Settings, UserError, first_line, load_settings
 from .store import (
     ResponseRecord, StageResult, Store, derive_seed, read_json, text_hash, write_json, write_rows)
+from .backends import VLLMTeacher, _context
 from .baselines import Baseline
 from .chat import user_turn
 from .sentibench import TASKS, Task, first_array, get_task, judge, read_split, render, summarise
@@ -232,26 +234,43 @@ def collisions(
     for label, path in paths.items(): groups.setdefault(path[0], []).append(label)
     return [g for g in groups.values() if len(g) > 1]
 
+# %% ../nbs/11a_evaluate.ipynb #2f74bb65
+def best_tokens(
+    model: Any, # a transformers causal language model
+    ids: Sequence[Sequence[int]], # token ids, unpadded
+    among: Sequence[Sequence[int]], # the tokens to choose from, for each sequence
+    batch_tokens: int = 16384, # padded tokens in a batch
+) -> list[int]: # one token a sequence
+    "The most probable next token among those allowed; of equal ones the first named."
+    tokens = sorted({t for allowed in among for t in allowed})
+    place = {t: k for k, t in enumerate(tokens)}
+    logits = last_logits(model, ids, tokens, batch_tokens).tolist()
+    return [max(allowed, key=lambda t: row[place[t]]) for allowed, row in zip(among, logits)]
+
+def labels_by_token(
+    ids: Sequence[Sequence[int]], # prompts
+    paths: dict[str, list[int]], # from `label_paths`
+    best: Callable[[Sequence, Sequence], Sequence[int]], # (ids, among) -> tokens, as `best_tokens` of a model
+) -> list[str]: # one label a prompt
+    "The label with the best next token, going on to later tokens only where labels share their beginning."
+    open_, depth, chosen = {i: tuple(paths) for i in range(len(ids))}, 0, {}
+    while open_:
+        which = sorted(open_)
+        rows = [list(ids[i]) + paths[open_[i][0]][:depth] for i in which]
+        for i, token in zip(which, best(rows, [[paths[l][depth] for l in open_[i]] for i in which]), strict=True):
+            open_[i] = tuple(l for l in open_[i] if paths[l][depth] == token)
+            if len(open_[i]) == 1: chosen[i] = open_.pop(i)[0]
+        depth += 1
+    return [chosen[i] for i in range(len(ids))]
+
 def choose_labels(
     model: Any, # a transformers causal language model
     ids: Sequence[Sequence[int]], # prompts
     paths: dict[str, list[int]], # from `label_paths`
     batch_tokens: int = 16384, # padded tokens in a batch
 ) -> list[str]: # one label a prompt
-    "The label with the best next token, going on to later tokens only where labels share their beginning."
-    open_, depth, chosen = {i: tuple(paths) for i in range(len(ids))}, 0, {}
-    while open_:
-        which = sorted(open_)
-        tokens = sorted({paths[l][depth] for i in which for l in open_[i]})
-        logits = last_logits(
-            model, [list(ids[i]) + paths[open_[i][0]][:depth] for i in which], tokens, batch_tokens
-        ).tolist()
-        for i, row in zip(which, logits):
-            best = max(open_[i], key=lambda l: row[tokens.index(paths[l][depth])])
-            open_[i] = tuple(l for l in open_[i] if paths[l][depth] == paths[best][depth])
-            if len(open_[i]) == 1: chosen[i] = open_.pop(i)[0]
-        depth += 1
-    return [chosen[i] for i in range(len(ids))]
+    "`labels_by_token` of a transformers model."
+    return labels_by_token(ids, paths, lambda rows, among: best_tokens(model, rows, among, batch_tokens))
 
 # %% ../nbs/11a_evaluate.ipynb #849d01a5
 def answer_logprobs(
@@ -281,21 +300,24 @@ def answer_logprobs(
     return out
 
 # %% ../nbs/11a_evaluate.ipynb #eebd121f
+def labels_by_logprob(
+    ids: Sequence[Sequence[int]], # prompts
+    paths: dict[str, list[int]], # from `label_paths`
+    logprobs: Callable[[Sequence, Sequence], list], # (ids, answers) -> by token, as `answer_logprobs` of a model
+) -> list[str]: # one label a prompt
+    "The label with the highest log-probability of all its tokens."
+    labels = list(paths)
+    sums = [sum(p) for p in logprobs([i for i in ids for _ in labels], [paths[l] for _ in ids for l in labels])]
+    return [labels[max(range(len(labels)), key=lambda j: sums[k + j])] for k in range(0, len(sums), len(labels))]
+
 def choose_whole_labels(
     model: Any, # a transformers causal language model
     ids: Sequence[Sequence[int]], # prompts
     paths: dict[str, list[int]], # from `label_paths`
     batch_tokens: int = 16384, # padded tokens in a batch
 ) -> list[str]: # one label a prompt
-    "The label with the highest log-probability of all its tokens."
-    labels = list(paths)
-    sums = [
-        sum(p)
-        for p in answer_logprobs(
-            model, [i for i in ids for _ in labels], [paths[l] for _ in ids for l in labels], batch_tokens
-        )
-    ]
-    return [labels[max(range(len(labels)), key=lambda j: sums[k + j])] for k in range(0, len(sums), len(labels))]
+    "`labels_by_logprob` of a transformers model."
+    return labels_by_logprob(ids, paths, lambda rows, answers: answer_logprobs(model, rows, answers, batch_tokens))
 
 # %% ../nbs/11a_evaluate.ipynb #c69401a2
 def stop_tokens(
@@ -414,6 +436,12 @@ def _array_answer(item, text):
     return Answer(item, text if item.task.labels else found, bool(text) and not item.task.labels and found not in text)
 
 # %% ../nbs/11a_evaluate.ipynb #7c48966b
+def _no_model(path, why):
+    return UserError(
+        f"No model could be loaded from {path}: {first_line(why)} "
+        "Give a folder that `save_pretrained` wrote for model and tokenizer."
+    )
+
 def _loaded(path, dtype):
     "A checkpoint's model, on the GPU where there is one, and its tokenizer; raises `UserError` when there is none."
     import torch
@@ -421,10 +449,7 @@ def _loaded(path, dtype):
         model, tokenizer = load_student(path, dtype)
     except UserError as e:
         if isinstance(e.__cause__, ImportError): raise # it says what to install
-        raise UserError(
-            f"No model could be loaded from {path}: {first_line(e.__cause__)} "
-            "Give a folder that `save_pretrained` wrote for model and tokenizer."
-        ) from e
+        raise _no_model(path, e.__cause__) from e
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 # %% ../nbs/11a_evaluate.ipynb #951d108a
@@ -437,8 +462,7 @@ class Student:
         settings: Settings|None = None, # eval_*, max_words and shots_reduce; the tiny profile's if None
     ):
         self.model, self.tokenizer, self.settings = model.eval(), tokenizer, settings or load_settings("tiny")
-        most = self.settings.eval_context
-        self.context = min(most, getattr(model.config, "max_position_embeddings", None) or most)
+        self.context = _context(model.config, self.settings.eval_context)
 
     @classmethod
     def from_pretrained(
@@ -458,13 +482,80 @@ class Student:
         s, task = self.settings, items[0].task
         items, ids = fit_prompts(items, self.tokenizer, s, self.context)
         if task.labels:
-            choose = choose_whole_labels if s.eval_label_rule == "whole label" else choose_labels
             paths = label_paths(task, self.tokenizer, s.eval_chat_template)
-            texts = choose(self.model, ids, paths, s.eval_batch_tokens)
-        else:
-            budgets = [budget(task, s)]*len(ids)
-            texts = decode(self.model, self.tokenizer, ids, budgets, s.eval_batch_tokens, s.eval_chat_template)
+            whole = s.eval_label_rule == "whole label"
+            texts = labels_by_logprob(ids, paths, self._logprobs) if whole else labels_by_token(ids, paths, self._best)
+        else: texts = self._write(ids, [budget(task, s)]*len(ids))
         return [_array_answer(i, t) for i, t in zip(items, texts)]
+
+# %% ../nbs/11a_evaluate.ipynb #4530b177
+def _best(self, ids, among): return best_tokens(self.model, ids, among, self.settings.eval_batch_tokens)
+
+def _logprobs(self, ids, answers):
+    return answer_logprobs(self.model, ids, answers, self.settings.eval_batch_tokens)
+
+def _write(self, ids, budgets):
+    s = self.settings
+    return decode(self.model, self.tokenizer, ids, budgets, s.eval_batch_tokens, s.eval_chat_template)
+
+Student._best, Student._logprobs, Student._write = _best, _logprobs, _write
+
+# %% ../nbs/11a_evaluate.ipynb #116d17bc
+def _described(path):
+    "A checkpoint's configuration and tokenizer, without its weights; raises `UserError` when there is none."
+    from transformers import AutoConfig, AutoTokenizer
+    try: return AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as e: raise _no_model(path, e) from e
+
+class VLLMStudent(Student):
+    "A student whose labels and arrays come from vLLM, by the same rules."
+    def __init__(
+        self,
+        path: "str|Path", # a transformers checkpoint with its tokenizer
+        settings: Settings|None = None, # as for `Student`, and teacher_gpu_memory; the tiny profile's if None
+        **engine: Any, # further arguments for vllm.LLM, e.g. enforce_eager=True
+    ):
+        s = self.settings = settings or load_settings("tiny")
+        config, self.tokenizer = _described(path)
+        self.context = _context(config, s.eval_context)
+        self.engine = VLLMTeacher(
+            str(path), dtype=s.student_dtype, max_model_len=self.context,
+            gpu_memory=s.teacher_gpu_memory, **engine,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: "str|Path", # a transformers checkpoint with its tokenizer
+        settings: Settings|None = None, # as above
+    ) -> "VLLMStudent": # its engine starts with the first question
+        "As `VLLMStudent(path, settings)`; raises `UserError` when there is no checkpoint."
+        return cls(path, settings)
+
+    def _ask(self, ids, params):
+        from vllm import SamplingParams, TokensPrompt
+        prompts = [TokensPrompt(prompt_token_ids=list(i)) for i in ids]
+        params = [SamplingParams(temperature=0, ignore_eos=True, **p) for p in params]
+        return self.engine.load().generate(prompts, params, use_tqdm=False)
+
+# %% ../nbs/11a_evaluate.ipynb #3269c58d
+def _vllm_best(self, ids, among):
+    asked = self._ask(ids, [dict(max_tokens=1, allowed_token_ids=sorted(set(a))) for a in among])
+    return [o.outputs[0].token_ids[0] for o in asked]
+
+def _vllm_logprobs(self, ids, answers):
+    rows = [[*i, *a] for i, a in zip(ids, answers, strict=True)]
+    return [
+        [o.prompt_logprobs[len(i) + k][t].logprob for k, t in enumerate(a)]
+        for o, i, a in zip(self._ask(rows, [dict(max_tokens=1, prompt_logprobs=0)]*len(rows)), ids, answers)
+    ]
+
+def _vllm_write(self, ids, budgets):
+    stop = stop_tokens(self.tokenizer, self.settings.eval_chat_template)
+    asked = self._ask(ids, [dict(max_tokens=b, stop_token_ids=stop) for b in budgets])
+    return self.tokenizer.batch_decode([o.outputs[0].token_ids for o in asked], skip_special_tokens=True)
+
+VLLMStudent._best, VLLMStudent._logprobs, VLLMStudent._write = _vllm_best, _vllm_logprobs, _vllm_write
 
 # %% ../nbs/11a_evaluate.ipynb #ff45bec3
 class TeacherStudent:

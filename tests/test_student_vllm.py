@@ -3,33 +3,45 @@ import json, subprocess, sys
 import pytest
 from conftest import NEEDS_VLLM, VLLM_ENV
 from compeffdist.backends import TransformersTeacher
-from compeffdist.evaluate import build_prompt, evaluate, summary
+from compeffdist.evaluate import Student, VLLMStudent, build_prompt, evaluate, labels_by_token, summary
 from compeffdist.predict import export_student
 from compeffdist.sentibench import TASKS, read_split, render, score
-from compeffdist.settings import load_settings
+from compeffdist.settings import UserError, load_settings
 from compeffdist.store import ResponseRecord, Store, write_rows
 from compeffdist.students import student_stage
 from compeffdist.texts import write_benchmark
 
 pytestmark = NEEDS_VLLM
 ASKED = ["sst2", "irony18", "atsa_rest16"]
+RULED = ["imdb", "sst2", "irony18", "tweeteval", "pstance", "atsa_rest16", "asqp_rest16"]
+# labels that share a first token, or begin with one another
+PROMPTS = [[1, 40 + n, 41, 300 + 7*n] for n in range(24)]
+ALIKE = {"a b": [70, 71, 2], "a c": [70, 72, 2], "a": [70, 2], "d": [73, 2]}
 OVER = dict(
     shots=1, eval_seeds=[42], eval_limit=12, eval_max_new_tokens=48,
     train_epochs=2, train_batch=8, train_lr=1e-3, train_precision="fp32",
     student_source="package", families=["llama"],
 )
 
+# written freely (as a teacher), and by a student's rules
 SCRIPT = f"""
 import json, sys
 from compeffdist.backends import VLLMTeacher
-from compeffdist.evaluate import evaluate
+from compeffdist.evaluate import VLLMStudent, evaluate, labels_by_token
 from compeffdist.settings import load_settings
 from compeffdist.store import ResponseRecord
 checkpoint, folder, record = sys.argv[1:]
 teacher = VLLMTeacher(checkpoint, dtype="float32", chat_template=False, \
 max_model_len=1024, batch=16, enforce_eager=True)
-print("RESULT" + json.dumps(evaluate(teacher, {ASKED}, folder=folder, \
-settings=load_settings("tiny", **{OVER}), record=ResponseRecord(record)).to_list()))
+out = dict(free=evaluate(teacher, {ASKED}, folder=folder, \
+settings=load_settings("tiny", **{OVER}), record=ResponseRecord(record)).to_list())
+student = VLLMStudent(checkpoint, load_settings("tiny", **{OVER}))
+student.engine = teacher # one engine serves both
+for rule in ("first token", "whole label"):
+    student.settings = load_settings("tiny", eval_label_rule=rule, **{OVER})
+    out[rule] = evaluate(student, {RULED}, folder=folder, settings=student.settings).to_list()
+out["alike"] = labels_by_token({PROMPTS}, {ALIKE}, student._best)
+print("RESULT" + json.dumps(out))
 """
 
 @pytest.fixture(scope="module")
@@ -50,15 +62,36 @@ def student(tmp_path_factory):
     assert log["curve"][-1]["loss"] < log["curve"][0]["loss"]
     return export_student(made.path, root/"exported"), root/"bench"
 
-def test_a_trained_student_answers_in_vllm_as_in_transformers(student, tmp_path):
-    checkpoint, bench = student
-    s = load_settings("tiny", **OVER)
+@pytest.fixture(scope="module")
+def vllm(student, tmp_path_factory):
+    "What one engine made of the student."
     p = subprocess.run(
-        [sys.executable, "-c", SCRIPT, checkpoint, bench, tmp_path/"there"],
+        [sys.executable, "-c", SCRIPT, *student, tmp_path_factory.mktemp("record")/"there"],
         env=VLLM_ENV, capture_output=True, text=True, timeout=700,
     )
     assert p.returncode == 0, p.stderr[-3000:]
-    there = json.loads(p.stdout.split("RESULT")[1])
+    return json.loads(p.stdout.split("RESULT")[1])
+
+@pytest.mark.parametrize("rule", ["first token", "whole label"])
+def test_by_a_students_rules_vllm_gives_the_same_answers(student, vllm, rule):
+    checkpoint, bench = student
+    here = evaluate(
+        checkpoint, RULED, folder=bench, settings=load_settings("tiny", eval_label_rule=rule, **OVER)
+    ).to_list()
+    assert vllm[rule] == here and len(here) == 12 * len(RULED)
+    assert all(len({r["parsed"] for r in here if r["task"] == t}) > 1 for t in ("sst2", "atsa_rest16"))
+
+def test_labels_that_begin_alike_are_told_apart_as_in_transformers(student, vllm):
+    model = Student.from_pretrained(student[0], load_settings("tiny", **OVER))
+    assert vllm["alike"] == labels_by_token(PROMPTS, ALIKE, model._best) and set(vllm["alike"]) <= set(ALIKE)
+    assert len(set(vllm["alike"])) > 1
+
+def test_a_folder_without_a_checkpoint_starts_no_engine(tmp_path):
+    with pytest.raises(UserError, match=f"No model could be loaded from {tmp_path}"): VLLMStudent(tmp_path)
+
+def test_a_trained_student_answers_in_vllm_as_in_transformers(student, vllm, tmp_path):
+    checkpoint, bench = student
+    s, there = load_settings("tiny", **OVER), vllm["free"]
     same_way = evaluate(
         TransformersTeacher(str(checkpoint), dtype="float32", chat_template=False), ASKED,
         folder=bench, settings=s, record=ResponseRecord(tmp_path/"here"),

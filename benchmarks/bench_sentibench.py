@@ -9,8 +9,8 @@ without any (as `SentimentAnalyzer` asks).
 `python benchmarks/bench_sentibench.py` needs nothing but the package: an untrained answer takes as long as a good one,
 so the shipped Llama student and embedded records do. The second table asks one student by both engines and in both
 precisions, by the same rules, and counts labels and arrays that differ from transformers in fp32 (a distilled student
-of outputs/tiny where `make replicate` has left one, since its labels are not near ties). Seconds are those of the processor (one thread),
-which a busy machine distorts less than the clock on the wall; both are kept.
+of outputs/tiny where `make replicate` has left one, since its labels are not near ties). Seconds are those of the
+processor (one thread), which a busy machine distorts less than the clock on the wall; both are kept.
 Writes benchmarks/results/sentibench.json and .md.
 """
 import importlib.util, json, os, statistics, subprocess, sys, tempfile, time

@@ -314,6 +314,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'compeffdist.evaluate._no_model': ('evaluate.html#_no_model', 'compeffdist/evaluate.py'),
                                       'compeffdist.evaluate._padding': ('evaluate.html#_padding', 'compeffdist/evaluate.py'),
                                       'compeffdist.evaluate._prefill': ('evaluate.html#_prefill', 'compeffdist/evaluate.py'),
+                                      'compeffdist.evaluate._read_at_once': ('evaluate.html#_read_at_once', 'compeffdist/evaluate.py'),
                                       'compeffdist.evaluate._resume': ('evaluate.html#_resume', 'compeffdist/evaluate.py'),
                                       'compeffdist.evaluate._stage_answerer': ('evaluate.html#_stage_answerer', 'compeffdist/evaluate.py'),
                                       'compeffdist.evaluate._stage_items': ('evaluate.html#_stage_items', 'compeffdist/evaluate.py'),

@@ -518,15 +518,16 @@ class VLLMStudent(Student):
         self,
         path: "str|Path", # a transformers checkpoint with its tokenizer
         settings: Settings|None = None, # as for `Student`, and teacher_gpu_memory; the tiny profile's if None
-        **engine: Any, # further arguments for vllm.LLM, e.g. enforce_eager=True
+        **engine: Any, # further arguments of `VLLMTeacher` or vllm.LLM, e.g. enforce_eager=True
     ):
+        import torch
         s = self.settings = settings or load_settings("tiny")
         config, self.tokenizer = _described(path)
         self.context = _context(config, s.eval_context)
-        self.engine = VLLMTeacher(
-            str(path), dtype=s.student_dtype, max_model_len=self.context,
-            gpu_memory=s.teacher_gpu_memory, **engine,
-        )
+        given = dict(dtype=s.student_dtype, max_model_len=self.context, gpu_memory=s.teacher_gpu_memory)
+        if not torch.cuda.is_available(): # a share of all memory would be asked for, and a minute spent on compiling
+            given |= dict(kv_cache_memory_bytes=1 << 30, enforce_eager=True)
+        self.engine = VLLMTeacher(str(path), **(given | engine))
 
     @classmethod
     def from_pretrained(
@@ -538,10 +539,11 @@ class VLLMStudent(Student):
         return cls(path, settings)
 
     def _ask(self, ids, params):
+        engine = self.engine.load() # says what to install
         from vllm import SamplingParams, TokensPrompt
         prompts = [TokensPrompt(prompt_token_ids=list(i)) for i in ids]
         params = [SamplingParams(temperature=0, ignore_eos=True, **p) for p in params]
-        return self.engine.load().generate(prompts, params, use_tqdm=False)
+        return engine.generate(prompts, params, use_tqdm=False)
 
 # %% ../nbs/11a_evaluate.ipynb #3269c58d
 def _vllm_best(self, ids, among):
@@ -631,16 +633,30 @@ def summary(
     return out
 
 # %% ../nbs/11a_evaluate.ipynb #22884023
+_ANSWERING = (
+    "eval_chat_template", "eval_context", "eval_label_rule", "eval_max_new_tokens", "eval_max_new_tokens_opener",
+    "shots_reduce",
+)
+
 def _answerer(system, settings, record):
-    if hasattr(system, "answer"): return system
+    if hasattr(system, "answer"):
+        own = getattr(system, "settings", settings)
+        if other := [k for k in _ANSWERING if getattr(own, k) != getattr(settings, k)]:
+            raise UserError(
+                f"The system was made with {other[0]} = {getattr(own, other[0])!r}, but is evaluated with "
+                f"{getattr(settings, other[0])!r}. Make it with the settings that evaluate gets."
+            )
+        return system
     if isinstance(system, (str, Path)): return Student.from_pretrained(system, settings)
     if isinstance(system, tuple): return Student(*system, settings)
     if record is None:
         raise UserError("A teacher is evaluated with a record of its responses. Pass record=store.record.")
     return TeacherStudent(system, record, settings)
 
+
+# %% ../nbs/11a_evaluate.ipynb #16c92909
 def evaluate(
-    model_or_teacher: Any, # a checkpoint's folder, a (model, tokenizer) pair, or a teacher
+    model_or_teacher: Any, # a checkpoint's folder, a (model, tokenizer) pair, a `Student`, or a teacher
     tasks: Sequence["str|Task"] = tuple(TASKS), # which tasks
     shots: int|None = None, # demonstrations; None = the settings'
     seeds: Sequence[int]|None = None, # of the demonstrations; None = the settings'
@@ -650,7 +666,7 @@ def evaluate(
     settings: Settings|None = None, # the tiny profile's if None
     record: ResponseRecord|None = None, # needed for a teacher
 ): # datasets.Dataset, one row for each item and seed
-    "Evaluate one system; see `summary` for its scores."
+    "Evaluate one system; see `summary` for its scores. Raises `UserError` for one made with other settings."
     from datasets import Dataset
     s = settings or load_settings("tiny")
     either = lambda given, default: default if given is None else given

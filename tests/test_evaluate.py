@@ -2,7 +2,7 @@
 import random
 import pytest
 from compeffdist.evaluate import (
-    Answer, Item, Student, _array_answer, block, budget, build_items, build_prompt,
+    Answer, Item, Student, _array_answer, answer_logprobs, block, budget, build_items, build_prompt,
     choose_labels, collisions, decode, decode_tokens, encode, evaluate, evaluation_stage, fit_prompts, item_row,
     label_paths, last_logits, one_line, pick_items, shared_head, stop_tokens, summary, token_batches)
 from compeffdist.sentibench import TASKS, render, score
@@ -221,6 +221,22 @@ def test_a_shared_beginning_is_read_once_and_changes_nothing(model, tokenizer, h
         for i, n in zip(ids, budgets)]
     assert together == alone == plain
 
+
+def test_on_a_cpu_labels_are_read_in_batches_of_bounded_size_whatever_the_limit(model, monkeypatch):
+    from compeffdist import evaluate as module
+    shapes, forward = [], model.model.forward
+    monkeypatch.setattr(
+        model.model, "forward",
+        lambda input_ids=None, **k: shapes.append(input_ids.shape) or forward(input_ids=input_ids, **k))
+    ids = [[2 + i, 3] * 20 for i in range(60)]
+    reads = lambda: last_logits(model, ids, [5, 9]), lambda: answer_logprobs(model, ids, [[7]] * 60)
+    for read in reads:
+        shapes.clear(); read()
+        assert len(shapes) > 1 and all(a * b <= module.CPU_READ for a, b in shapes) and sum(a for a, _ in shapes) == 60
+        with monkeypatch.context() as wide:
+            wide.setattr(module, "CPU_READ", 10**6)
+            shapes.clear(); read()
+        assert [a for a, _ in shapes] == [60]
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
 def test_shipped_students_say_the_same_with_and_without_a_shared_beginning(family, tmp_path):

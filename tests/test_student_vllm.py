@@ -26,21 +26,19 @@ OVER = dict(
 # written freely (as a teacher), and by a student's rules
 SCRIPT = f"""
 import json, sys
-from compeffdist.backends import VLLMTeacher
 from compeffdist.evaluate import VLLMStudent, evaluate, labels_by_token
 from compeffdist.settings import load_settings
 from compeffdist.store import ResponseRecord
 checkpoint, folder, record = sys.argv[1:]
-teacher = VLLMTeacher(checkpoint, dtype="float32", chat_template=False, \
-max_model_len=1024, batch=16, enforce_eager=True)
+student = VLLMStudent(checkpoint, load_settings("tiny", **{OVER}), chat_template=False, batch=16)
+teacher = student.engine # one engine serves both
 out = dict(free=evaluate(teacher, {ASKED}, folder=folder, \
 settings=load_settings("tiny", **{OVER}), record=ResponseRecord(record)).to_list())
-student = VLLMStudent(checkpoint, load_settings("tiny", **{OVER}))
-student.engine = teacher # one engine serves both
 for rule in ("first token", "whole label"):
     student.settings = load_settings("tiny", eval_label_rule=rule, **{OVER})
     out[rule] = evaluate(student, {RULED}, folder=folder, settings=student.settings).to_list()
 out["alike"] = labels_by_token({PROMPTS}, {ALIKE}, student._best)
+out["logprobs"] = student._logprobs({PROMPTS}, {[ALIKE["a b"]] * len(PROMPTS)})
 print("RESULT" + json.dumps(out))
 """
 
@@ -67,7 +65,8 @@ def vllm(student, tmp_path_factory):
     "What one engine made of the student."
     p = subprocess.run(
         [sys.executable, "-c", SCRIPT, *student, tmp_path_factory.mktemp("record")/"there"],
-        env=VLLM_ENV, capture_output=True, text=True, timeout=700,
+        env={k: v for k, v in VLLM_ENV.items() if k != "VLLM_CPU_KVCACHE_SPACE"}, # the student limits its cache itself
+        capture_output=True, text=True, timeout=700,
     )
     assert p.returncode == 0, p.stderr[-3000:]
     return json.loads(p.stdout.split("RESULT")[1])
@@ -85,9 +84,22 @@ def test_labels_that_begin_alike_are_told_apart_as_in_transformers(student, vllm
     model = Student.from_pretrained(student[0], load_settings("tiny", **OVER))
     assert vllm["alike"] == labels_by_token(PROMPTS, ALIKE, model._best) and set(vllm["alike"]) <= set(ALIKE)
     assert len(set(vllm["alike"])) > 1
+    for there, here in zip(vllm["logprobs"], model._logprobs(PROMPTS, [ALIKE["a b"]] * len(PROMPTS)), strict=True):
+        assert there == pytest.approx(here, abs=1e-3) and len(there) == 3
 
 def test_a_folder_without_a_checkpoint_starts_no_engine(tmp_path):
     with pytest.raises(UserError, match=f"No model could be loaded from {tmp_path}"): VLLMStudent(tmp_path)
+
+def test_without_vllm_the_error_says_what_to_install(student, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UserError, match="pip install"):
+        evaluate(VLLMStudent(student[0], load_settings("tiny", **OVER)), ["sst2"], folder=student[1],
+                 settings=load_settings("tiny", **OVER))
+
+def test_other_settings_than_the_students_are_refused(student):
+    asked = load_settings("tiny", eval_label_rule="whole label", **OVER)
+    with pytest.raises(UserError, match="eval_label_rule = 'first token'.*'whole label'"):
+        evaluate(VLLMStudent(student[0], load_settings("tiny", **OVER)), ["sst2"], folder=student[1], settings=asked)
 
 def test_a_trained_student_answers_in_vllm_as_in_transformers(student, vllm, tmp_path):
     checkpoint, bench = student

@@ -496,7 +496,11 @@ def _finished(trainer, settings):
         model.load_state_dict(state)
     if settings.train_quantization != "none":
         return _merged(model, settings) if trainer.is_world_process_zero() else model
-    return model.merge_and_unload() if settings.train_lora_r else model
+    if settings.train_lora_r: model = model.merge_and_unload()
+    # accelerate leaves autocast in model.forward, so the student would go on answering in bf16 when asked in fp32, and
+    # trl its loss; accelerate's own extract_model_from_parallel would take transformers' decorators off too
+    for wrapped in ("forward", "_original_forward"): vars(model).pop(wrapped, None)
+    return model
 
 # %% ../nbs/10_students.ipynb #11398475
 TRAIN_KEYS = (

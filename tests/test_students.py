@@ -556,6 +556,21 @@ def test_bf16_on_a_cpu_trains_with_plain_attention_and_puts_the_other_back(tok, 
     _, log = students.finetune(m, tok, ROWS[:4], settings(train_epochs=1, train_precision="bf16"), tmp_path)
     assert set(seen) == {"eager"} and m.config._attn_implementation == "sdpa" and log["precision"] == "bf16"
 
+@pytest.mark.parametrize("over", [{}, dict(train_lora_r=4), dict(train_packing=True)], ids=["full", "lora", "packed"])
+def test_a_student_trained_in_bf16_answers_in_its_own_precision(over, tok, tmp_path, monkeypatch):
+    import torch
+    from compeffdist import students
+    monkeypatch.setattr(students, "bf16_pays", lambda: True)
+    changed = settings(train_epochs=1, train_precision="bf16", **over)
+    m, log = students.finetune(model(tok), tok, ROWS[:8], changed, tmp_path)
+    m.eval().save_pretrained(tmp_path/"saved"); tok.save_pretrained(tmp_path/"saved")
+    ids = torch.tensor([tok(ROWS[0]["prompt"]).input_ids])
+    with torch.no_grad():
+        parts = m.get_output_embeddings()(m.get_decoder()(ids).last_hidden_state)
+        assert log["precision"] == "bf16" and torch.equal(m(ids).logits, parts)
+        assert torch.equal(m(ids).logits, students.load_student(tmp_path/"saved")[0](ids).logits)
+        assert torch.equal(m(ids, return_dict=False)[0], parts)
+
 def test_fsdp_keeps_the_models_own_layers_whole():
     from types import SimpleNamespace
     for family, layer in dict(

@@ -1,5 +1,6 @@
 """Training throughput of a tiny student, side by side in one run: a bare PyTorch loop with answer-only logits, our
-trainer (the same loss inside trl's SFTTrainer), and trl's own fused loss over all positions.
+trainer (the same loss inside trl's SFTTrainer), the same with the beginnings of prompts read together, and trl's own
+fused loss over all positions.
 
 `python benchmarks/bench_training.py` needs nothing but the package: the rows are embedded texts with short and long
 answers. Writes benchmarks/results/training.json and .md.
@@ -13,7 +14,7 @@ from compeffdist.replicate import machine
 from compeffdist.settings import load_settings, project_root
 from compeffdist.store import write_json
 
-ROWS, REPEATS = 640, 3
+ROWS, REPEATS, SHARED = 640, 3, 8
 
 def rows() -> list[dict]:
     "Prompts of about a hundred tokens; three quarters of the answers are labels, a quarter long."
@@ -67,6 +68,8 @@ def main() -> None:
     ways = {
         "bare PyTorch loop, logits at answers only": lambda: bare(s, data),
         "ours: the same loss inside trl": lambda: trained(s, data),
+        f"ours, {SHARED} rows read the beginning of their prompts together":
+            lambda: trained(s.model_copy(update=dict(train_shared_prompts=SHARED)), data),
         "ours with torch's fused attention kernel": fused_attention,
         "trl's fused loss over all positions":
             lambda: trained(s.model_copy(update=dict(train_length_power=0.0)), data),

@@ -153,6 +153,85 @@ def test_weighted_loss_equals_a_row_by_row_twin(power, lm, family):
             total += sum(own) * len(own) ** -power; weight += len(own) ** (1 - power)
     assert got == pytest.approx(total / weight + lm * sum(prompt) / len(prompt), rel=1e-5)
 
+HEADS = (
+    "Say how it sounds: glad or cross.\n\nInput: a warm night\nOutput: glad",
+    "Say how it sounds: glad or cross.", "Name the day that is spoken of, in the words of the text, and nothing more.")
+
+def mixed(tok, max_length=96):
+    "Rows of three instructions, two of which begin alike, with long and short answers; the last one's prompt is cut."
+    rows = [
+        dict(r, prompt=f"{HEADS[i % 3]}\n\nInput: a {WORDS[i % 8]} day {i}\nOutput:", answer="glad" + " indeed" * (i % 4))
+        for i, r in enumerate(ROWS)
+    ] + [dict(id="long", prompt="day " * 90 + "?", answer="so")]
+    encoded, counts = students.encode_rows(rows, tok, max_length)
+    return encoded, counts
+
+def padded(rows, tok):
+    import torch
+    pad = lambda found, value: torch.nn.utils.rnn.pad_sequence([torch.tensor(f) for f in found], True, value)
+    return dict(
+        input_ids=pad([r["input_ids"] for r in rows], tok.pad_token_id), labels=pad([r["labels"] for r in rows], -100),
+        attention_mask=pad([[1] * len(r["labels"]) for r in rows], 0),
+    )
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", list(base.FAMILIES))
+def test_rows_that_read_a_beginning_together_are_trained_as_if_alone(family, attention):
+    import random, torch
+    tok = base.train_tokenizer([f"{h} {r['prompt']} {r['answer']}" for h in HEADS for r in ROWS] * 3, family, 360)
+    m = model(tok, family)
+    m.set_attn_implementation(attention)
+    if family == "gemma3": m.config.sliding_window = 20 # shorter than the rows
+    encoded, _ = mixed(tok)
+    batches = students.shared_batches(encoded, 8, 4, random.Random(0))
+    assert sorted(sum(batches, [])) == list(range(len(encoded)))
+    shared = 0
+    for batch in batches:
+        rows, got = [encoded[i] for i in batch], []
+        together = students.share_heads(rows, tok.pad_token_id)
+        assert students._texts(together) == [{k: r[k] for k in ("input_ids", "labels")} for r in rows]
+        for inputs in (padded(rows, tok), together):
+            m.zero_grad()
+            loss = students.weighted_loss(m, inputs, 0.5)
+            loss.backward()
+            got.append([loss.detach(), *(p.grad.clone() for p in m.parameters())])
+        for (name, _), a, b in zip([("loss", None), *m.named_parameters()], *got):
+            assert torch.allclose(a, b, rtol=1e-4, atol=2e-6), name
+        shared += len(rows) - len(together["heads"])
+    assert shared >= 8
+
+def test_a_word_that_rows_share_counts_once_as_language(tok):
+    import torch
+    encoded, m = mixed(tok)[0][2:9:3], model(tok)
+    together = students.share_heads(encoded, tok.pad_token_id)
+    assert len(together["heads"]) == 1
+    n, losses, answers = together["heads"].size(1), [], []
+    with torch.no_grad():
+        got = students.weighted_loss(m, together, 0, lm_weight=0.5, lm_share=1.0).item()
+        for k, e in enumerate(encoded):
+            logp = m(input_ids=torch.tensor([e["input_ids"]])).logits[0].log_softmax(-1)
+            for i, (y, label) in enumerate(zip(e["input_ids"], e["labels"])):
+                if label != -100: answers.append(-logp[i - 1, y].item())
+                elif i and (i >= n or not k): losses.append(-logp[i - 1, y].item())
+    assert got == pytest.approx(sum(answers) / len(answers) + 0.5 * sum(losses) / len(losses), rel=1e-5)
+
+def test_groups_are_drawn_anew_and_keep_to_an_instruction(tok):
+    import random
+    encoded, _ = mixed(tok)
+    draw = lambda seed: students.shared_batches(encoded, 4, 4, random.Random(seed))
+    assert draw(1) == draw(1) != draw(2)
+    one = sum(len({encoded[i]["head"] for i in b}) == 1 for b in draw(1))
+    alone = [students.shared_batches(encoded, 4, 1, random.Random(1))][0]
+    assert one >= len(draw(1)) - 4 and sum(len({encoded[i]["head"] for i in b}) == 1 for b in alone) < one
+
+def test_sharing_needs_one_process_and_activations_that_stay(tok, tmp_path, monkeypatch):
+    for over in (dict(train_packing=True), dict(train_gradient_checkpointing=True)):
+        with pytest.raises(UserError, match="train_shared_prompts = 4"):
+            students.finetune(model(tok), tok, ROWS, settings(train_shared_prompts=4, **over), tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="Set train_shared_prompts = 0"):
+        students.finetune(model(tok), tok, ROWS, settings(train_shared_prompts=4), tmp_path)
+
 def test_language_modelling_lowers_the_loss_on_prompts(tok, tmp_path):
     import torch
     def prompt_loss(m):
@@ -388,11 +467,11 @@ def test_missing_bitsandbytes_is_named(stored, monkeypatch):
     ):
         students.load_student(stored, "float32", "nf4")
 
-@pytest.mark.parametrize("muon", [0, 1.5])
-def test_an_interrupted_run_ends_with_the_same_weights(tok, tmp_path, monkeypatch, muon):
+@pytest.mark.parametrize("over", [{}, dict(train_muon=1.5), dict(train_shared_prompts=2, train_length_power=1)])
+def test_an_interrupted_run_ends_with_the_same_weights(tok, tmp_path, monkeypatch, over):
     import torch
     from transformers import TrainerCallback
-    s = settings(train_save_steps=5, train_muon=muon)
+    s = settings(train_save_steps=5, **over)
     whole, _ = students.finetune(model(tok), tok, ROWS, s, tmp_path/"whole", seed=3)
     class Kill(TrainerCallback):
         def on_step_end(self, args, state, control, **kw):
@@ -427,6 +506,7 @@ def too_large(m, limit, backward):
     (False, dict(train_length_power=1.0)),
     (True, dict(train_length_power=0.5)),
     (False, dict(train_packing=True, train_max_length=48, train_accumulation=1)),
+    (False, dict(train_shared_prompts=4, train_length_power=1.0)),
 ])
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(tok, tmp_path, backward, over):
     import torch
@@ -434,13 +514,14 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(tok, t
     s = settings(**dict(dict(train_epochs=1, train_batch=4, train_accumulation=2, train_lr=1e-3), **over))
     whole, free = students.finetune(model(tok), tok, rows, s, tmp_path/"whole", seed=3)
     m = model(tok)
-    done = too_large(m, 70, backward)
+    limit = 35 if s.train_shared_prompts else 70
+    done = too_large(m, limit, backward)
     with pytest.warns(UserWarning, match=(
         r"Out of memory at step 1: micro-batches of 4 rows are taken in \d parts .* "
         rf"effective batch stays {4 * s.train_accumulation}"
     )):
         cut, log = students.finetune(m, tok, rows, s, tmp_path/"cut", seed=3)
-    assert free["micro_batch"] == 4 and log["micro_batch"] < 4 and log["steps"] == free["steps"] and max(done) <= 70
+    assert free["micro_batch"] == 4 and log["micro_batch"] < 4 and log["steps"] == free["steps"] and max(done) <= limit
     # Adam does not see a wrong scale, these do
     for a, b in zip(free["curve"], log["curve"]):
         assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=1e-3)

@@ -60,7 +60,8 @@ def trained(settings, data) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    data, s = rows(), load_settings("tiny", train_epochs=1, train_lm_weight=0, train_muon=0)
+    data, s = rows(), load_settings(
+        "tiny", train_epochs=1, train_batch=16, train_lm_weight=0, train_muon=0, train_shared_prompts=0)
     def fused_attention():
         ours, students.plain_attention = students.plain_attention, lambda model: None
         try: return trained(s, data)

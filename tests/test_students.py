@@ -24,7 +24,7 @@ def settings(**over):
         dict(
             train_epochs=6, train_lr=1e-2, train_batch=4, train_accumulation=1,
             train_max_length=96, train_packing=False, train_precision="fp32",
-            train_length_power=0, train_lm_weight=0, train_muon=0,
+            train_length_power=0, train_lm_weight=0, train_muon=0, train_shared_prompts=0,
         ),
         **over,
     ))

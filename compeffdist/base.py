@@ -179,9 +179,10 @@ def _hidden(model, ids):
         return model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
     return unwrapped(model).get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
 
+# %% ../nbs/07a_base.ipynb #4d7a90c2
 def token_loss(
     head: Any, # the output layer
-    parts: Sequence[tuple], # of tensors with a row a text: hidden state before a token, token, is it answer, is it kept
+    parts: Sequence[tuple], # of tensors, a row a text: hidden state before a token, token, is it answer, is it kept
     lm_weight: float = 0.3, # weight of the kept tokens
     power: float = 0.0, # 0: every answer token counts the same; 1: every row does
     average: Callable|None = None, # of a tensor over the processes that share a batch; None: this one has it all
@@ -216,7 +217,6 @@ def base_loss(
     return token_loss(
         unwrapped(model).get_output_embeddings(), [(hidden, ids[:, 1:], answer[:, 1:], keep[:, 1:])],
         lm_weight, power, average)
-
 
 # %% ../nbs/07a_base.ipynb #bf945b6d
 def _pad(rows, pad, generator, share):

@@ -35,7 +35,7 @@ def encode_rows(
     tokenizer: Any, # the student's
     max_length: int = 2048, # tokens of a row
     chat: bool = False, # wrap prompts in the chat template
-) -> tuple[list[dict], dict]: # input_ids, labels, head; counts: rows_in, rows_out, truncated, dropped, tokens, answer_tokens
+) -> tuple[list[dict], dict]: # input_ids, labels, head; rows_in, rows_out, truncated, dropped, tokens, answer_tokens
     """Tokenise prompt-answer rows with loss on the answer only; raises `UserError` for rows without prompt or answer.
     Rows whose prompts are equal up to their last blank line have the same `head`, and near numbers begin alike."""
     for i, r in enumerate(rows):

@@ -160,7 +160,10 @@ HEADS = (
 def mixed(tok, max_length=96):
     "Rows of three instructions, two of which begin alike, with long and short answers; the last one's prompt is cut."
     rows = [
-        dict(r, prompt=f"{HEADS[i % 3]}\n\nInput: a {WORDS[i % 8]} day {i}\nOutput:", answer="glad" + " indeed" * (i % 4))
+        dict(
+            r, answer="glad" + " indeed" * (i % 4),
+            prompt=f"{HEADS[i % 3]}\n\nInput: a {WORDS[i % 8]} day {i}\nOutput:",
+        )
         for i, r in enumerate(ROWS)
     ] + [dict(id="long", prompt="day " * 90 + "?", answer="so")]
     encoded, counts = students.encode_rows(rows, tok, max_length)

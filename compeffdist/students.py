@@ -35,9 +35,9 @@ def encode_rows(
     tokenizer: Any, # the student's
     max_length: int = 2048, # tokens of a row
     chat: bool = False, # wrap prompts in the chat template
-) -> tuple[list[dict], dict]: # input_ids, labels, head; rows_in, rows_out, truncated, dropped, tokens, answer_tokens
+) -> tuple[list[dict], dict]: # input_ids, labels, instruction; rows_in, rows_out, truncated, dropped, tokens, answer_tokens
     """Tokenise prompt-answer rows with loss on the answer only; raises `UserError` for rows without prompt or answer.
-    Rows whose prompts are equal up to their last blank line have the same `head`, and near numbers begin alike."""
+    Rows whose prompts are equal up to their last blank line have the same number as `instruction`."""
     for i, r in enumerate(rows):
         if not isinstance(r.get("prompt"), str) or not isinstance(r.get("answer"), str) or not r["answer"].strip():
             raise UserError(
@@ -57,7 +57,7 @@ def encode_rows(
         ids, labels = _fit(w, cut, max_length, tokenizer.bos_token_id)
         count["truncated"] += len(ids) < len(w)
         count["tokens"] += len(ids); count["answer_tokens"] += len(w) - cut
-        out.append(dict(input_ids=ids, labels=labels, head=place[h]))
+        out.append(dict(input_ids=ids, labels=labels, instruction=place[h]))
     return out, count | dict(rows_out=len(out))
 
 # %% ../nbs/10_students.ipynb #2867e718
@@ -180,47 +180,53 @@ def _checkpoint(work):
     return str(found[-1].parent) if found else None
 
 # %% ../nbs/10_students.ipynb #2d9be4a1
-ALIKE = 16 # tokens that prompts have to share to be worth reading together
+ALIKE = 16 # tokens that two prompts have to share to be worth reading together
 
-def _shared(rows):
-    "Tokens that the prompts of some rows begin with; each row keeps its answer."
-    prompts = [next((i for i, l in enumerate(r["labels"]) if l != -100), len(r["labels"])) for r in rows]
-    return max(1, min(len(commonprefix([r["input_ids"] for r in rows])), *prompts))
+def _prompt_size(row): return max(1, next((i for i, l in enumerate(row["labels"]) if l != -100), len(row["labels"])))
+
+def _groups(rows, most):
+    "Neighbours that read the beginning of their prompts together, at most `most` of them, and how many tokens it has."
+    out = []
+    for r in rows:
+        group, n = out[-1] if out else ([], 0)
+        if group and len(group) < most:
+            shared = min(len(commonprefix([group[0]["input_ids"][:n], r["input_ids"]])), _prompt_size(r))
+            if shared >= ALIKE and len(group) * shared > (len(group) - 1) * n: # it saves more than without this row
+                out[-1] = ([*group, r], shared)
+                continue
+        out.append(([r], _prompt_size(r)))
+    return out
 
 def shared_batches(
     rows: Sequence[dict], # from `encode_rows`
     batch: int, # rows a batch
     group: int, # rows at most that read the beginning of their prompts together
     rng: random.Random, # order
-    window: int = 64, # groups are sorted by length within this many batches
 ) -> list[list[int]]: # row numbers of each batch
-    """Batches in which rows whose prompts begin alike, and that are about equally long, stand side by side;
-    batches in random order, every row once."""
+    """Batches in which rows of one instruction and about one length are neighbours, and groups of them about equally
+    long; batches in random order, the last one perhaps smaller; every row once."""
     size = [len(r["input_ids"]) for r in rows]
-    order = sorted(range(len(rows)), key=lambda i: (rows[i]["head"], size[i] + rng.uniform(-2, 2)))
-    turn, many = rng.randrange(group), max(1, batch // group)
-    order = order[turn:] + order[:turn]
-    groups = [order[i:i + group] for i in range(0, len(order), group)]
-    alike = {g[0]: _shared([rows[i] for i in g]) for g in groups}
-    rng.shuffle(groups)
-    out = []
-    for i in range(0, len(groups), many * window):
-        part = sorted(groups[i:i + many * window], key=lambda g: (max(size[r] for r in g) - alike[g[0]], alike[g[0]]))
-        out += [sum(part[j:j + many], []) for j in range(0, len(part), many)]
-    rng.shuffle(out)
-    return out
+    order = sorted(range(len(rows)), key=lambda i: (rows[i]["instruction"], size[i] + rng.uniform(-2, 2)))
+    groups, at = [], 0
+    for found, n in _groups([rows[i] for i in order], group):
+        own = max(len(r["input_ids"]) for r in found) - n
+        groups.append((own // 4, n, rng.random(), order[at:at + len(found)]))
+        at += len(found)
+    found = [i for *_, g in sorted(groups) for i in g]
+    batches = [found[i:i + batch] for i in range(0, len(found), batch)]
+    last = [batches.pop()] if len(found) % batch else []
+    rng.shuffle(batches)
+    return batches + last
 
 # %% ../nbs/10_students.ipynb #5b70c3e8
 def share_heads(
     rows: Sequence[dict], # of a batch, in the order of `shared_batches`: input_ids, labels
     pad: int, # token that fills up
+    group: int, # rows at most that read the beginning of their prompts together
 ) -> dict: # heads, heads_mask: [groups, tokens]; input_ids, labels, attention_mask: [rows, tokens]; group: [rows]
-    "A batch in which neighbours read together what their prompts begin with, if it is `ALIKE` tokens or more."
+    "A batch in which neighbours read the beginning of their prompts together where that is fewer tokens."
     import torch
-    groups = []
-    for r in rows:
-        if groups and (n := _shared([*groups[-1][0], r])) >= ALIKE: groups[-1] = ([*groups[-1][0], r], n)
-        else: groups.append(([r], _shared([r])))
+    groups = _groups(rows, group)
     fill = lambda found, value, side: torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(f) for f in found], batch_first=True, padding_value=value, padding_side=side)
     heads = [g[0]["input_ids"][:n] for g, n in groups]
@@ -270,19 +276,17 @@ def weighted_loss(
     """Mean answer-token loss with each row's tokens weighted by (number of its answer tokens) ** -power,
     plus `lm_weight` times the mean over drawn prompt tokens; the output layer sees only these positions."""
     import torch
-    def drawn(mask):
-        if not lm_weight: return torch.zeros_like(mask, dtype=torch.bool)
-        return mask.bool() & (torch.rand(mask.shape) < lm_share).to(mask.device)
-    ids, answer, keep = inputs["input_ids"], inputs["labels"] != -100, drawn(inputs["attention_mask"])
+    def drawn(mask): return mask.bool() & (torch.rand(mask.shape) < lm_share).to(mask.device)
+    ids, answer = inputs["input_ids"], inputs["labels"] != -100
+    keep = drawn(inputs["attention_mask"]) if lm_weight else torch.zeros_like(answer)
     average = _over_processes if _grouped() else None
     if "heads" not in inputs: return base_loss(model, ids, answer, keep, lm_weight, power, average)[0]
     beginning, own = _read_shared(model, inputs)
     heads, mask = inputs["heads"][:, 1:], inputs["heads_mask"]
-    parts = [
-        (beginning, heads, torch.zeros_like(heads, dtype=torch.bool), drawn(mask[:, 1:] * mask[:, :-1])),
-        (own, ids, answer, keep)]
+    nothing = torch.zeros_like(heads, dtype=torch.bool)
+    kept = drawn(mask[:, 1:] * mask[:, :-1]) if lm_weight else nothing
+    parts = [(beginning, heads, nothing, kept), (own, ids, answer, keep)]
     return token_loss(unwrapped(model).get_output_embeddings(), parts, lm_weight, power, average)[0]
-
 
 # %% ../nbs/10_students.ipynb #a02d0990
 def _texts(batch):
@@ -331,7 +335,7 @@ def _check_divisible(trainer):
     if n > 1 or trainer.parts >= max(len(_texts(w)) for w in trainer.window):
         raise UserError(
             "Out of memory on a single training row. Lower train_max_length, "
-            "or set train_gradient_checkpointing = true or train_lora_r = 16.")
+            "or set train_lora_r = 16, or train_gradient_checkpointing = true with train_shared_prompts = 0.")
 
 # %% ../nbs/10_students.ipynb #87af9aa1
 def _frugal_trainer(batch, power):
@@ -401,9 +405,11 @@ def _trainer_class(batch, power, lm_weight, group=0):
             if not (power or lm_weight or group):
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             # accelerate puts autocast into model.forward, which is not called here
-            with self.accelerator.autocast():
-                loss = self.share * weighted_loss(model, inputs, power, lm_weight)
-            if num_items_in_batch is not None: loss = loss / self.current_gradient_accumulation_steps
+            with self.accelerator.autocast(): loss = weighted_loss(model, inputs, power, lm_weight)
+            if num_items_in_batch is None: loss = self.share * loss
+            # as trl does: the mean over all answer tokens of a step
+            elif not (power or lm_weight): loss = loss * (inputs["labels"] != -100).sum() / num_items_in_batch
+            else: loss = self.share * loss / self.current_gradient_accumulation_steps
             return (loss, {}) if return_outputs else loss
         def _run_epoch(self, **kw): # in a group, a resumed epoch would get the first one's order
             kw["train_dataloader"].set_epoch(kw["epoch"])
@@ -415,7 +421,7 @@ def _trainer_class(batch, power, lm_weight, group=0):
 
 # %% ../nbs/10_students.ipynb #490c5cf0
 def _agreed(settings, processes):
-    "The setting that weighs rows, if any; raises `UserError` for settings that do not go together."
+    "The setting that needs our own loss, if any; raises `UserError` for settings that do not go together."
     import torch
     s = settings
     own = next((k for k in ("train_length_power", "train_lm_weight", "train_shared_prompts") if getattr(s, k)), None)
@@ -424,10 +430,10 @@ def _agreed(settings, processes):
         raise UserError(
             f"{own} = {getattr(s, own)} needs rows one by one, and train_packing = true joins rows. "
             "Set one of them to 0 or false.")
-    if s.train_shared_prompts and (processes > 1 or s.train_gradient_checkpointing):
+    if s.train_shared_prompts and s.train_gradient_checkpointing:
         raise UserError(
-            f"train_shared_prompts = {s.train_shared_prompts} keeps what it has read of a prompt's beginning, "
-            "which several processes and train_gradient_checkpointing = true do not. Set train_shared_prompts = 0.")
+            f"train_shared_prompts = {s.train_shared_prompts} keeps what was read of a beginning, "
+            "and train_gradient_checkpointing = true computes it again. Set one of them to 0 or false.")
     if processes == 1 and torch.cuda.device_count() > 1:
         raise UserError(
             f"{torch.cuda.device_count()} GPUs are seen by one process, which can train on one. "
@@ -443,10 +449,10 @@ def _trainer(model, tokenizer, encoded, settings, args, name):
     "The trainer of encoded rows; raises `UserError` for shards without a GPU."
     from datasets import Dataset
     s, group = settings, settings.train_shared_prompts
-    rows = Dataset.from_list(encoded).select_columns(["input_ids", "labels", *["head"] * bool(group)])
+    rows = Dataset.from_list(encoded).select_columns(["input_ids", "labels", *["instruction"] * bool(group)])
     trainer = _trainer_class(s.train_batch, s.train_length_power, s.train_lm_weight, group)(
         model=model, args=args, train_dataset=rows, processing_class=tokenizer,
-        data_collator=(lambda found: share_heads(found, tokenizer.pad_token_id)) if group else None,
+        data_collator=(lambda found: share_heads(found, tokenizer.pad_token_id, group)) if group else None,
         peft_config=_lora(settings), callbacks=[_progress(name)], optimizer_cls_and_kwargs=_optimizer(settings))
     if args.fsdp and trainer.accelerator.distributed_type != "FSDP":
         raise UserError(
@@ -490,6 +496,7 @@ def finetune(
             f"train_max_length = {settings.train_max_length} tokens. Raise it in settings.ini.")
     set_seed(seed)
     processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1: settings = settings.model_copy(update=dict(train_shared_prompts=0))
     own = _agreed(settings, processes)
     args = training_arguments(settings, work, len(encoded), seed, processes)
     _fit_to(args, model)
@@ -598,7 +605,8 @@ def _finished(trainer, settings):
     if settings.train_lora_r: model = model.merge_and_unload()
     # accelerate leaves autocast in model.forward, so the student would go on answering in bf16 when asked in fp32, and
     # trl its loss; accelerate's own extract_model_from_parallel would take transformers' decorators off too
-    for wrapped in ("forward", "_original_forward"): vars(model).pop(wrapped, None)
+    if not hasattr(model, "_hf_hook"): # of a model that accelerate has spread over devices
+        for wrapped in ("forward", "_original_forward"): vars(model).pop(wrapped, None)
     return model
 
 # %% ../nbs/10_students.ipynb #11398475

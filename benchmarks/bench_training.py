@@ -1,6 +1,5 @@
 """Training throughput of a tiny student, side by side in one run: a bare PyTorch loop with answer-only logits, our
-trainer (the same loss inside trl's SFTTrainer), the same with the beginnings of prompts read together, and trl's own
-fused loss over all positions.
+trainer (the same loss inside trl's SFTTrainer), and trl's own fused loss over all positions.
 
 `python benchmarks/bench_training.py` needs nothing but the package: the rows are embedded texts with short and long
 answers. Writes benchmarks/results/training.json and .md.
@@ -14,28 +13,23 @@ from compeffdist.replicate import machine
 from compeffdist.settings import load_settings, project_root
 from compeffdist.store import write_json
 
-ROWS, REPEATS, SHARED = 1280, 3, 8
-
-LABELS = "positive, negative, neutral", "for, against", "ironic, sincere", "joy, anger, sadness, optimism"
-ASKED = (
-    "Decide how the author judges what the text is about, as a whole, and give the answer in one word.",
-    "Read the text and name the label that fits it best. Reply with the label alone, without an explanation.",
-    "Which of the labels below would the author of the text agree with? Write nothing but that label.",
-    "Classify the text; where several labels fit, take the one that fits most of it. Output one label.",
-)
+ROWS, REPEATS = 640, 3
 
 def rows() -> list[dict]:
-    """Prompts of about a hundred tokens: sixteen instructions, half of the prompts with one of four demonstrations;
-    three quarters of the answers are labels, a quarter long."""
+    "Prompts of about a hundred tokens; three quarters of the answers are labels, a quarter long."
     texts = [i.text for kind in grammar.DOMAINS for i in grammar.generate(ROWS // 5, kind, 1, "pretrain")]
-    out, rng = [], random.Random(1)
-    for i, t in enumerate(texts):
-        labels, asked = rng.choice(LABELS), rng.choice(ASKED)
-        shown = rng.choice(["", *(f"\n\nInput: {x}\nOutput: {labels.split(', ')[0]}" for x in texts[:4])] + [""] * 3)
-        out.append(dict(
-            id=str(i), prompt=f"Label of a Text\n{asked} Choose one of: {labels}.{shown}\n\nInput: {t}\nOutput:",
-            answer=t if i % 4 == 0 else rng.choice(labels.split(", "))))
-    return out
+    head = (
+        "Sentiment of a Text\n"
+        "Decide how the author judges what the text is about, as a whole, and give the answer in one word. "
+        "Choose one of: positive, negative, neutral."
+    )
+    return [
+        dict(
+            id=str(i), prompt=f"{head}\n\nInput: {t}\nOutput:",
+            answer=t if i % 4 == 0 else random.Random(i).choice(["positive", "negative", "neutral"]),
+        )
+        for i, t in enumerate(texts)
+    ]
 
 def bare(settings, data) -> float:
     "Seconds of a plain loop: the same batches, precision, attention, optimiser and loss."
@@ -65,8 +59,7 @@ def trained(settings, data) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    data, s = rows(), load_settings(
-        "tiny", train_epochs=1, train_batch=32, train_lm_weight=0, train_muon=0, train_shared_prompts=0)
+    data, s = rows(), load_settings("tiny", train_epochs=1, train_lm_weight=0, train_muon=0)
     def fused_attention():
         ours, students.plain_attention = students.plain_attention, lambda model: None
         try: return trained(s, data)
@@ -74,8 +67,6 @@ def main() -> None:
     ways = {
         "bare PyTorch loop, logits at answers only": lambda: bare(s, data),
         "ours: the same loss inside trl": lambda: trained(s, data),
-        f"ours, up to {SHARED} rows read the beginning of their prompts together":
-            lambda: trained(s.model_copy(update=dict(train_shared_prompts=SHARED)), data),
         "ours with torch's fused attention kernel": fused_attention,
         "trl's fused loss over all positions":
             lambda: trained(s.model_copy(update=dict(train_length_power=0.0)), data),

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'SCHOOL_TRAINING', 'BASE_KEYS', 'family_spec', 'train_tokenizer', 'new_model', 'encode_segments',
-           'length_batches', 'unwrapped', 'token_loss', 'base_loss', 'bf16_pays', 'plain_attention', 'orthogonalised',
-           'muon_adamw', 'lexical_embeddings', 'train_base', 'build_base', 'students_folder', 'seal', 'check_seal',
-           'base_stage']
+           'length_batches', 'base_loss', 'bf16_pays', 'plain_attention', 'orthogonalised', 'muon_adamw',
+           'lexical_embeddings', 'train_base', 'build_base', 'students_folder', 'seal', 'check_seal', 'base_stage']
 
 # %% ../nbs/07a_base.ipynb #a2f2d7c7
 import json, math, random, re, shutil
@@ -164,44 +163,17 @@ def length_batches(
     return batches
 
 # %% ../nbs/07a_base.ipynb #122fa005
-def unwrapped(
-    model: Any, # a causal language model, plain, with adapters, or one process's part of a group
-): # the transformers model in it
-    "The model without what was put around it."
-    import torch
-    inner = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-
 def _hidden(model, ids):
-    "Last hidden states. Causal, padded on the right: no mask needed."
+    "Last hidden states and output layer. Causal, padded on the right: no mask needed."
     import torch
-    if isinstance(model, torch.nn.parallel.DistributedDataParallel): # shares gradients after its own forward only
-        return model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
-    return unwrapped(model).get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-
-# %% ../nbs/07a_base.ipynb #4d7a90c2
-def token_loss(
-    head: Any, # the output layer
-    parts: Sequence[tuple], # of tensors, a row a text: hidden state before a token, token, is it answer, is it kept
-    lm_weight: float = 0.3, # weight of the kept tokens
-    power: float = 0.0, # 0: every answer token counts the same; 1: every row does
-    average: Callable|None = None, # of a tensor over the processes that share a batch; None: this one has it all
-): # scalar loss, answer loss
-    """Mean loss over answer tokens, each weighted by (answer tokens of its row) ** -power,
-    plus `lm_weight` times the mean over kept others; the output layer sees only those positions."""
-    import torch
-    import torch.nn.functional as F
-    picked = []
-    for hidden, ids, ans, keep in parts:
-        chosen = ans | keep
-        weights = (ans.sum(1, keepdim=True).clamp(min=1).float() ** -power).expand_as(ans)
-        picked.append((hidden[chosen], ids[chosen], ans[chosen], weights[ans]))
-    hidden, ids, is_ans, weights = (torch.cat(x) for x in zip(*picked))
-    losses = F.cross_entropy(head(hidden).float(), ids, reduction="none")
-    sums = torch.stack([weights.sum(), (~is_ans).sum().float()])
-    if average: sums = average(sums)
-    answer_loss = (losses[is_ans] * weights).sum() / sums[0].clamp(min=1e-6)
-    return answer_loss + lm_weight * losses[~is_ans].sum() / sums[1].clamp(min=1e-6), answer_loss.detach()
+    shared = isinstance(model, torch.nn.parallel.DistributedDataParallel)
+    inner = model.module if shared else model
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    if shared: # gradients are shared only after the wrapper's forward
+        return (
+            model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states[-1],
+            inner.get_output_embeddings())
+    return inner.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state, inner.get_output_embeddings()
 
 def base_loss(
     model: Any, # causal language model
@@ -212,11 +184,20 @@ def base_loss(
     power: float = 0.0, # 0: every answer token counts the same; 1: every row does
     average: Callable|None = None, # of a tensor over the processes that share a batch; None: this one has it all
 ): # scalar loss, answer loss
-    "`token_loss` of whole rows."
-    hidden = _hidden(model, ids)[:, :-1]
-    return token_loss(
-        unwrapped(model).get_output_embeddings(), [(hidden, ids[:, 1:], answer[:, 1:], keep[:, 1:])],
-        lm_weight, power, average)
+    """Mean loss over answer tokens, each weighted by (answer tokens of its row) ** -power,
+    plus `lm_weight` times the mean over kept others; the output layer sees only those positions."""
+    import torch
+    import torch.nn.functional as F
+    hidden, head = _hidden(model, ids)
+    ans, other = answer[:, 1:], keep[:, 1:] & ~answer[:, 1:]
+    chosen = ans | other
+    losses = F.cross_entropy(head(hidden[:, :-1][chosen]).float(), ids[:, 1:][chosen], reduction="none")
+    is_ans = ans[chosen]
+    weights = (ans.sum(1, keepdim=True).clamp(min=1).float() ** -power).expand_as(ans)[ans]
+    sums = torch.stack([weights.sum(), (~is_ans).sum().float()])
+    if average: sums = average(sums)
+    answer_loss = (losses[is_ans] * weights).sum() / sums[0].clamp(min=1e-6)
+    return answer_loss + lm_weight * losses[~is_ans].sum() / sums[1].clamp(min=1e-6), answer_loss.detach()
 
 # %% ../nbs/07a_base.ipynb #bf945b6d
 def _pad(rows, pad, generator, share):

@@ -471,19 +471,15 @@ def left_out(
 
 # %% ../nbs/14a_plan.ipynb #1fee2fbf
 def _sample_rows(s, n):
-    "Rows of about the planned length, from the embedded texts; as many begin alike as are read together."
+    "Rows of about the planned length, from the embedded texts."
     from compeffdist.grammar import generate
     pool = " ".join(i.text for i in generate(200, "film", s.seed)).split()
-    head, text, answer = (
-        max(1, round(s.plan_instruction_words + _text_words(s)*s.corpus_max_demonstrations/2)),
-        max(1, round(_text_words(s))), max(1, round(s.plan_answer_tokens/s.plan_tokens_per_word)),
+    length, answer = (
+        round(s.plan_instruction_words + _text_words(s)*(1 + s.corpus_max_demonstrations/2)),
+        max(1, round(s.plan_answer_tokens/s.plan_tokens_per_word)),
     )
     cut = lambda i, k: " ".join(pool[(i*17 + j) % len(pool)] for j in range(k))
-    first = lambda i: i - i % max(1, s.train_shared_prompts)
-    return [
-        dict(id=str(i), prompt=f"{cut(first(i), head)}\n\n{cut(i + 3, text)}\nOutput:", answer=cut(i + 7, answer))
-        for i in range(n)
-    ]
+    return [dict(id=str(i), prompt=cut(i, length) + "\nOutput:", answer=cut(i + 7, answer)) for i in range(n)]
 
 def _student(s):
     "The first family's student, or a random one of its size where the profile builds it."

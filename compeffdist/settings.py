@@ -202,7 +202,6 @@ class TrainingSettings(BaseModel):
     train_save_steps: Count = 0
     train_length_power: Share = 0.0
     train_lm_weight: Annotated[float, Field(ge=0)] = 0.0
-    train_shared_prompts: Count = 0 # rows at most that read the beginning of their prompts together
     train_muon: Annotated[float, Field(ge=0)] = 0.0 # learning rate of the matrices, relative to train_lr; 0: AdamW
 
 # %% ../nbs/00_settings.ipynb #35e04039

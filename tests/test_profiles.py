@@ -101,7 +101,6 @@ def test_gemma_3s_class_with_images_is_scored_trained_and_asked(tmp_path, packin
         "tiny", outputs=str(tmp_path/"out"),
         families="gemma3", student_source="hub", student_model_gemma3=str(tmp_path/"hub"),
         workers=1, train_epochs=1, train_warmup=0, train_batch=4, train_max_length=96, train_packing=packing,
-        train_shared_prompts=0 if packing else 4,
         **dict.fromkeys(("train_length_power", "train_lm_weight"), 0 if packing else 1),
         eval_limit=1, shots=1, shots_reduce=True, eval_seeds="42", benchmark_train=8, benchmark_test=4,
         eval_max_new_tokens=4, eval_max_new_tokens_opener=4

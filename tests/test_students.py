@@ -24,7 +24,7 @@ def settings(**over):
         dict(
             train_epochs=6, train_lr=1e-2, train_batch=4, train_accumulation=1,
             train_max_length=96, train_packing=False, train_precision="fp32",
-            train_length_power=0, train_lm_weight=0, train_muon=0, train_shared_prompts=0,
+            train_length_power=0, train_lm_weight=0, train_muon=0,
         ),
         **over,
     ))
@@ -153,132 +153,6 @@ def test_weighted_loss_equals_a_row_by_row_twin(power, lm, family):
             total += sum(own) * len(own) ** -power; weight += len(own) ** (1 - power)
     assert got == pytest.approx(total / weight + lm * sum(prompt) / len(prompt), rel=1e-5)
 
-HEADS = (
-    "Say how it sounds: glad or cross, and nothing more.\n\nInput: a warm night of rain\nOutput: glad",
-    "Say how it sounds: glad or cross, and nothing more.", "Name the day that is spoken of, in the words of the text.",
-)
-
-def mixed(tok, max_length=120):
-    """Rows of three instructions, two of which begin alike, with long and short answers;
-    one prompt of many words and one of a single letter, which `max_length` cuts."""
-    rows = [
-        dict(
-            r, answer="glad" + " indeed" * (i % 4),
-            prompt=f"{HEADS[i % 3]}\n\nInput: a {WORDS[i % 8]} day {i}\nOutput:",
-        )
-        for i, r in enumerate(ROWS)
-    ] + [
-        dict(id="cut", prompt=f"{HEADS[1]}\n\nInput: {'day ' * 200}\nOutput:", answer="so"),
-        dict(id="short", prompt="a", answer="day by day"),
-    ]
-    encoded, counts = students.encode_rows(rows, tok, max_length)
-    assert counts["truncated"] == 1 and counts["dropped"] == 0
-    return encoded
-
-def padded(rows, tok):
-    import torch
-    pad = lambda found, value: torch.nn.utils.rnn.pad_sequence([torch.tensor(f) for f in found], True, value)
-    return dict(
-        input_ids=pad([r["input_ids"] for r in rows], tok.pad_token_id), labels=pad([r["labels"] for r in rows], -100),
-        attention_mask=pad([[1] * len(r["labels"]) for r in rows], 0),
-    )
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", list(base.FAMILIES))
-def test_rows_that_read_a_beginning_together_are_trained_as_if_alone(family, attention):
-    import random, torch
-    tok = base.train_tokenizer([f"{h} {r['prompt']} {r['answer']}" for h in HEADS for r in ROWS] * 3, family, 360)
-    m = base.new_model(family, len(tok), 32, 6 if family == "gemma3" else 2, 2, seed=1, tokenizer=tok)
-    m.set_attn_implementation(attention)
-    if family == "gemma3":
-        m.config.sliding_window = 20 # shorter than the rows
-        assert set(m.config.layer_types) == {"sliding_attention", "full_attention"}
-    encoded = mixed(tok)
-    batches = students.shared_batches(encoded, 8, 4, random.Random(0))
-    assert sorted(sum(batches, [])) == list(range(len(encoded))) and {len(b) for b in batches[:-1]} == {8}
-    shared = 0
-    for batch in [*batches, [len(encoded) - 2], [len(encoded) - 2, 1, 4]]: # the cut row, alone and before others
-        rows, got = [encoded[i] for i in batch], []
-        together = students.share_heads(rows, tok.pad_token_id, 4)
-        assert together["group"].bincount().max() <= 4
-        assert students._texts(together) == [{k: r[k] for k in ("input_ids", "labels")} for r in rows]
-        for inputs in (padded(rows, tok), together):
-            m.zero_grad()
-            loss = students.weighted_loss(m, inputs, 0.5)
-            loss.backward()
-            got.append([loss.detach(), *(p.grad.clone() for p in m.parameters())])
-        for (name, _), a, b in zip([("loss", None), *m.named_parameters()], *got):
-            assert torch.allclose(a, b, rtol=1e-4, atol=2e-6), name
-        shared += len(rows) - len(together["heads"])
-    assert shared >= 10
-
-@pytest.mark.parametrize("over", [
-    {}, dict(train_length_power=0.5), dict(train_lora_r=4), dict(train_precision="bf16"),
-    dict(train_batch=12, train_accumulation=2), dict(train_batch=12, train_accumulation=2, train_max_length=40),
-], ids=["plain", "weighed", "lora", "bf16", "accumulated", "cut"])
-def test_a_step_is_the_same_whether_rows_are_read_together_or_alone(over, tok, tmp_path, monkeypatch):
-    "All rows are in one step, so the order does not matter; trl's own loss without weights."
-    import torch
-    monkeypatch.setattr(students, "bf16_pays", lambda: True)
-    rows = [dict(r, prompt=f"Read what was written. {r['prompt']}", answer=r["answer"] + " so" * (i % 3))
-            for i, r in enumerate(ROWS)]
-    seen, collate = [], students.share_heads
-    monkeypatch.setattr(students, "share_heads", lambda *a: seen.append(collate(*a)) or seen[-1])
-    got = []
-    for shared in (0, 8):
-        s = settings(**dict(dict(
-            train_epochs=1, train_batch=24, train_clip=1e9, train_scheduler="constant", train_warmup=0,
-            train_shared_prompts=shared), **over))
-        m, log = students.finetune(model(tok), tok, rows, s, tmp_path/str(shared), seed=3)
-        got.append((m, log["curve"][0]))
-    (a, one), (b, two) = got
-    loose = "train_precision" in over
-    assert one["loss"] == pytest.approx(two["loss"], rel=1e-2 if loose else 1e-4)
-    assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=5e-2 if loose else 1e-3)
-    assert sum(len(x["group"]) - len(x["heads"]) for x in seen) >= 12
-    if not loose: # Adam's first step is the gradient's sign, which a gradient near zero does not keep
-        moved = [(p - q).abs().gt(1e-4).float().mean().item() for p, q in zip(a.parameters(), b.parameters())]
-        assert max(moved) < 0.02
-
-def test_a_word_that_rows_share_counts_once_as_language(tok):
-    import torch
-    encoded, m = mixed(tok)[1:11:3], model(tok)
-    together = students.share_heads(encoded, tok.pad_token_id, 4)
-    assert len(together["heads"]) == 1
-    n, losses, answers = together["heads"].size(1), [], []
-    with torch.no_grad():
-        got = students.weighted_loss(m, together, 0, lm_weight=0.5, lm_share=1.0).item()
-        for k, e in enumerate(encoded):
-            logp = m(input_ids=torch.tensor([e["input_ids"]])).logits[0].log_softmax(-1)
-            for i, (y, label) in enumerate(zip(e["input_ids"], e["labels"])):
-                if label != -100: answers.append(-logp[i - 1, y].item())
-                elif i and (i >= n or not k): losses.append(-logp[i - 1, y].item())
-    assert got == pytest.approx(sum(answers) / len(answers) + 0.5 * sum(losses) / len(losses), rel=1e-5)
-
-def test_groups_are_drawn_anew_and_read_fewer_beginnings(tok):
-    import random
-    encoded = mixed(tok)
-    draw = lambda seed: students.shared_batches(encoded, 4, 4, random.Random(seed))
-    read = lambda batches: sum(len(students.share_heads([encoded[i] for i in b], 0, 4)["heads"]) for b in batches)
-    as_they_come = [list(range(i, min(i + 4, 26))) for i in range(0, 26, 4)]
-    assert draw(1) == draw(1) != draw(2) and read(draw(1)) <= 12 < 20 <= read(as_they_come)
-
-def test_a_row_joins_its_neighbours_only_if_that_saves_tokens():
-    row = lambda *ids: dict(input_ids=list(ids), labels=[-100] * (len(ids) - 1) + [1])
-    long = list(range(40))
-    a, b, c = (row(*long, 90 + i, 1) for i in range(3))
-    near = row(*long[:18], 99, 1)
-    sizes = lambda rows, most=8: [(len(g), n) for g, n in students._groups(rows, most)]
-    assert sizes([a, b, c]) == [(3, 40)] and sizes([a, b, c], 2) == [(2, 40), (1, 41)]
-    assert sizes([a, near]) == [(2, 18)] # 18 tokens fewer
-    assert sizes([a, b, near]) == [(2, 40), (1, 19)] # 40 saved by two, 36 by three
-    assert sizes([a, row(*long[:15], 99, 1)]) == [(1, 41), (1, 16)]
-
-def test_sharing_needs_activations_that_stay_and_rows_one_by_one(tok, tmp_path):
-    for over in (dict(train_packing=True), dict(train_gradient_checkpointing=True)):
-        with pytest.raises(UserError, match="train_shared_prompts = 4"):
-            students.finetune(model(tok), tok, ROWS, settings(train_shared_prompts=4, **over), tmp_path)
-
 def test_language_modelling_lowers_the_loss_on_prompts(tok, tmp_path):
     import torch
     def prompt_loss(m):
@@ -321,7 +195,7 @@ def made_by(n, folder, tok, **over):
 @pytest.mark.parametrize(
     "over",
     [
-        dict(train_length_power=0.5, train_muon=1, train_shared_prompts=4), # which several processes leave aside
+        dict(train_length_power=0.5, train_muon=1),
         dict(train_batch=2, train_accumulation=2),
         dict(train_length_power=1, train_batch=2, train_accumulation=2, train_lora_r=4),
     ],
@@ -330,7 +204,7 @@ def made_by(n, folder, tok, **over):
 def test_two_processes_train_what_one_does(tok, tmp_path, over):
     import os, torch
     over = dict(dict(train_epochs=2, train_batch=4, train_lr=1e-3), **over)
-    one, log1 = made_by(1, tmp_path/"1", tok, **over | dict(train_shared_prompts=0))
+    one, log1 = made_by(1, tmp_path/"1", tok, **over)
     two, log2 = made_by(2, tmp_path/"2", tok, **over)
     assert log1["steps"] == log2["steps"] and log1["counts"] == log2["counts"]
     for a, b in zip(log1["curve"], log2["curve"]):
@@ -514,21 +388,20 @@ def test_missing_bitsandbytes_is_named(stored, monkeypatch):
     ):
         students.load_student(stored, "float32", "nf4")
 
-@pytest.mark.parametrize("over", [
-    {}, dict(train_muon=1.5), dict(train_shared_prompts=4, train_length_power=1, train_lm_weight=0.3)])
-def test_an_interrupted_run_ends_with_the_same_weights(tok, tmp_path, monkeypatch, over):
+@pytest.mark.parametrize("muon", [0, 1.5])
+def test_an_interrupted_run_ends_with_the_same_weights(tok, tmp_path, monkeypatch, muon):
     import torch
     from transformers import TrainerCallback
-    s, rows = settings(train_save_steps=5, **over), [dict(r, prompt=f"Read this. {r['prompt']}") for r in ROWS]
-    whole, _ = students.finetune(model(tok), tok, rows, s, tmp_path/"whole", seed=3)
+    s = settings(train_save_steps=5, train_muon=muon)
+    whole, _ = students.finetune(model(tok), tok, ROWS, s, tmp_path/"whole", seed=3)
     class Kill(TrainerCallback):
         def on_step_end(self, args, state, control, **kw):
             if state.global_step == 13: raise KeyboardInterrupt
     with monkeypatch.context() as patch:
         patch.setattr(students, "_progress", lambda name: Kill())
-        with pytest.raises(KeyboardInterrupt): students.finetune(model(tok), tok, rows, s, tmp_path/"cut", seed=3)
+        with pytest.raises(KeyboardInterrupt): students.finetune(model(tok), tok, ROWS, s, tmp_path/"cut", seed=3)
     assert students._checkpoint(tmp_path/"cut").endswith("checkpoint-10")
-    resumed, log = students.finetune(model(tok), tok, rows, s, tmp_path/"cut", seed=3)
+    resumed, log = students.finetune(model(tok), tok, ROWS, s, tmp_path/"cut", seed=3)
     assert log["steps"] == 36
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters()))
 
@@ -554,24 +427,20 @@ def too_large(m, limit, backward):
     (False, dict(train_length_power=1.0)),
     (True, dict(train_length_power=0.5)),
     (False, dict(train_packing=True, train_max_length=48, train_accumulation=1)),
-    (False, dict(train_shared_prompts=4, train_length_power=1.0)),
-    (True, dict(train_shared_prompts=4)),
 ])
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(tok, tmp_path, backward, over):
     import torch
     rows = [dict(r, answer=r["answer"] + " indeed" * (i % 3)) for i, r in enumerate(ROWS)]
     s = settings(**dict(dict(train_epochs=1, train_batch=4, train_accumulation=2, train_lr=1e-3), **over))
-    if s.train_shared_prompts: rows = [dict(r, prompt=f"Read this. {r['prompt']}") for r in rows]
     whole, free = students.finetune(model(tok), tok, rows, s, tmp_path/"whole", seed=3)
     m = model(tok)
-    limit = 35 if s.train_shared_prompts else 70
-    done = too_large(m, limit, backward)
+    done = too_large(m, 70, backward)
     with pytest.warns(UserWarning, match=(
         r"Out of memory at step 1: micro-batches of 4 rows are taken in \d parts .* "
         rf"effective batch stays {4 * s.train_accumulation}"
     )):
         cut, log = students.finetune(m, tok, rows, s, tmp_path/"cut", seed=3)
-    assert free["micro_batch"] == 4 and log["micro_batch"] < 4 and log["steps"] == free["steps"] and max(done) <= limit
+    assert free["micro_batch"] == 4 and log["micro_batch"] < 4 and log["steps"] == free["steps"] and max(done) <= 70
     # Adam does not see a wrong scale, these do
     for a, b in zip(free["curve"], log["curve"]):
         assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=1e-3)

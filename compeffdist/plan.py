@@ -578,7 +578,8 @@ def _teacher_speed(s, requests):
     asked(1) # loads the model
     reading, read, _ = asked(1)
     both, _, written = asked(min(s.plan_answer_tokens, s.answer_max_tokens))
-    return requests/both, read/reading, written/max(both - reading, 1e-9)
+    # the clock's noise can make reading alone as long as both, and a rate out of nothing
+    return requests/both, read/reading, written/max(both - reading, both/10)
 
 # %% ../nbs/14a_plan.ipynb #610aceb0
 def _shares(s, parameters, devices, **rates):

@@ -253,6 +253,14 @@ def test_calibration_of_a_checkpoint_gives_shares(tmp_path):
             s.model_copy(update=dict(student_model_qwen3=str(tmp_path/"nowhere-1b"))), steps=1, requests=1
         )
 
+def test_a_noisy_clock_makes_no_rate_out_of_nothing(monkeypatch):
+    from types import SimpleNamespace
+    import compeffdist.plan as module
+    ticks = iter([0, 1, 1, 3, 3, 5]) # loading 1 s, reading 2 s, reading and writing 2 s
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    rate, read, write = module._teacher_speed(load_settings("tiny"), 10)
+    assert rate == 5 and read > 0 and 10/2 <= write <= 10*load_settings("tiny").plan_answer_tokens*10/2
+
 @pytest.mark.parametrize("profile, stage, kind, who, devices", [
     ("gpu", "training: qwen3", "train", "qwen3", 1),
     ("paper", "difficulty", "score", "llama", 1),

@@ -16,11 +16,12 @@ endif
 export COMPEFFDIST_ROOT := $(CURDIR)
 # Fifty kernels import the same libraries: without compiled files every one of them would compile five thousand modules again.
 unexport PYTHONDONTWRITEBYTECODE
-# MATRIX=full adds what a small machine needs a night for: the earlier systems on as many rows as CompEffDist, the ablations and the whole curve of rates.
+# MATRIX=full adds what a small machine needs a night for: the earlier systems on as many rows as CompEffDist and for every family, the ablations (other constructions among them) and the whole curve of rates.
 ifeq ($(MATRIX),full)
 export COMPEFFDIST_LINEAGE := true
 export COMPEFFDIST_LINEAGE_RATE := 1.0
 export COMPEFFDIST_ABLATIONS := true
+export COMPEFFDIST_ALL_FAMILIES := true
 export COMPEFFDIST_CURVE_RATES := 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0
 export COMPEFFDIST_CURVE_DRAWS ?= 1
 endif

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'keep_probability', 'row_draws', 'difficulty_quantiles', 'selection', 'sample_by_difficulty',
-           'sampling_stage']
+           'sampling_stage', 'system_sample']
 
 # %% ../nbs/09_sampling.ipynb #2e8155e1
 import math
@@ -221,3 +221,16 @@ def sampling_stage(
         write_rows(out/"sample.parquet", chosen)
         return dict(rows_in=len(table), rows_out=len(chosen), unscored=int(table.rank_score.isna().sum()))
     return store.stage(f"sample-{name}", build, inputs=["corpus", "difficulty"], params=params, code=["sampling"])
+
+# %% ../nbs/09_sampling.ipynb #7ac2b8e1
+def system_sample(
+    settings: Settings, # sampling_…, difficulty_…
+    store: Store, # holds corpus and difficulty
+    system: Any, # a `System` whose rows are drawn (notebook 09a)
+) -> Any: # StageResult; sample.parquet
+    "The sample of one system; where its own base student measures the difficulty, the corpus is scored by that first."
+    if system.scored_by:
+        from compeffdist.difficulty import difficulty_stage
+        store = store.branch(system.scored_by, ["difficulty", f"sample-{system.name}"])
+        difficulty_stage(settings.model_copy(update=dict(families=[system.scored_by])), store)
+    return sampling_stage(settings, store, system.name, system.rate, system.method, system.draw)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PLUMBING', 'text_hash', 'derive_seed', 'atomic', 'write_json', 'read_json', 'write_rows', 'read_rows', 'content_hash',
-           'code_digest', 'ResponseRecord', 'StageResult', 'Store']
+           'code_digest', 'git_commit', 'ResponseRecord', 'StageResult', 'Store', 'Branch']
 
 # %% ../nbs/01_store.ipynb #64fc3abd
-import ast, contextlib, hashlib, json, os, shutil, sqlite3, threading, time
+import ast, contextlib, hashlib, json, os, shutil, sqlite3, subprocess, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
@@ -155,6 +155,20 @@ def code_digest(
         seen[name] = hashlib.sha256(json.dumps([ast.dump(_strip(tree)), *tables]).encode()).hexdigest()
     _code_digests[modules] = digest = hashlib.sha256(json.dumps(sorted(seen.items())).encode()).hexdigest()
     return digest
+
+# %% ../nbs/01_store.ipynb #91c0a7e2
+def git_commit(
+    root: Path, # the project
+) -> str: # the commit, with "+changes" if tracked files differ from it
+    "The commit that was run; 'unknown' outside a checkout."
+    run = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True)
+    head = run("rev-parse", "HEAD")
+    if head.returncode: return "unknown"
+    changed = run(
+        "status", "--porcelain", "--untracked-files=no",
+        "--", "nbs", "compeffdist", "settings.ini", "pyproject.toml", "locks",
+    )
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 # %% ../nbs/01_store.ipynb #7cf07588
 _SCHEMA = """
@@ -394,7 +408,7 @@ def _locked_stage(self, name, build, inputs, params, code):
         raise
     seconds = round(time.perf_counter() - begin, 3)
     write_json(out/"stage.json", dict(
-        stage=name, fingerprint=fingerprint, counts=counts, seconds=seconds,
+        stage=name, fingerprint=fingerprint, counts=counts, seconds=seconds, commit=git_commit(project_root()),
         outputs=_digest_outputs(out), **facts,
     ))
     return _publish(self, name, out, work, StageResult(name, target, False, counts, seconds, reason))
@@ -445,3 +459,28 @@ def _stages(
     return [read_json(p) for p in sorted(self.artifacts.glob("*/stage.json"))]
 
 Store.path, Store.rows, Store.json, Store.has, Store.stages = _path, _rows, _json, _has, _stages
+
+# %% ../nbs/01_store.ipynb #4e9a02d7
+class Branch(Store):
+    "A view of a store in which some stages have names of their own, for what differs there."
+    def __init__(
+        self,
+        store: Store, # the store that is shared
+        suffix: str, # behind the names of the stages
+        stages: Sequence[str], # which
+    ):
+        vars(self).update(vars(store))
+        self._names = {s: f"{s}-{suffix}" for s in stages}
+
+    def named(self, stage: str) -> str: # its name in the shared store
+        return self._names.get(stage, stage)
+
+    def stage(self, name, build, inputs=(), params=None, code=()):
+        return super().stage(self.named(name), build, [self.named(i) for i in inputs], params, code)
+    def path(self, stage, file=""): return super().path(self.named(stage), file)
+    def rows(self, stage, file): return super().rows(self.named(stage), file)
+    def json(self, stage, file): return super().json(self.named(stage), file)
+    def has(self, stage): return super().has(self.named(stage))
+
+def _branch(self: Store, suffix: str, stages: Sequence[str]): return Branch(self, suffix, stages)
+Store.branch = _branch

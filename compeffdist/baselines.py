@@ -66,5 +66,5 @@ class Baseline:
             self.fitted[task.name, max_words] = fit_baseline(
                 self.name, task, read_split(self.folder, task, "train"), max_words)
         return [
-            Answer(replace(i, demonstrations=()), a)
+            Answer(replace(i, demonstrations=(), asked=0), a)
             for i, a in zip(items, self.fitted[task.name, max_words]([i.record for i in items]))]

@@ -10,7 +10,7 @@ __all__ = ['CPU_READ', 'one_line', 'block', 'build_prompt', 'Item', 'pick_items'
            'TeacherStudent', 'item_row', 'summary', 'evaluate', 'evaluation_stage', 'evaluate_systems']
 
 # %% ../nbs/11a_evaluate.ipynb #56043d6f
-import json, random
+import json, random, warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -24,7 +24,7 @@ from .store import (
     ResponseRecord, StageResult, Store, derive_seed, read_json, text_hash, write_json, write_rows)
 from .backends import VLLMTeacher, _context
 from .baselines import Baseline
-from .chat import user_turn
+from .chat import answer_end, user_turn
 from .sentibench import TASKS, Task, first_array, get_task, judge, read_split, render, summarise
 from .students import load_student
 from .teacher import Request, ask, load_teacher, teacher_params
@@ -70,6 +70,7 @@ class Item:
     record: dict
     demonstrations: tuple     # train records, in prompt order
     max_words: int|None = None
+    asked: int = 0            # demonstrations that there should be; a long prompt may lose some
 
     @property
     def prompt(self) -> str: return build_prompt(self.task, self.record, self.demonstrations, self.max_words)
@@ -96,6 +97,7 @@ def build_items(
     limit: int = 0, # test items per task; 0 = all
     max_words: int|None = None, # cut texts after so many words
     run_seed: int = 42, # draws the part of the test split
+    drawn: str = "item", # demonstrations for each item (the release's way), or one set for the "task"
 ) -> list[Item]: # by task, seed and item
     "All questions of an evaluation; raises `UserError` for a train split smaller than `shots`."
     items = []
@@ -108,8 +110,12 @@ def build_items(
             )
         kept = pick_items(len(test), limit, run_seed, task.name)
         for seed in seeds:
-            draws = (random.Random(derive_seed(seed, task.name, i)).sample(range(len(pool)), shots) for i in kept)
-            items += [Item(task, seed, i, test[i], tuple(pool[j] for j in d), max_words) for i, d in zip(kept, draws)]
+            names = [(task.name, i) if drawn == "item" else (task.name,) for i in kept]
+            draws = (random.Random(derive_seed(seed, *n)).sample(range(len(pool)), shots) for n in names)
+            items += [
+                Item(task, seed, i, test[i], tuple(pool[j] for j in d), max_words, shots)
+                for i, d in zip(kept, draws)
+            ]
     return items
 
 # %% ../nbs/11a_evaluate.ipynb #a9c587f3
@@ -332,7 +338,8 @@ def stop_tokens(
     "Tokens after which an answer is over: end of text, and whatever holds `]` (or a line break)."
     ends = ("]",) if chat else ("]", "\n", "Ċ")
     ids = [i for t, i in tokenizer.get_vocab().items() if any(e in t for e in ends)]
-    return sorted({*ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
+    last = [answer_end(tokenizer, True)] if chat else []
+    return sorted({*ids, *last, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
 
 def _padding(ids, right, device):
     "Padded token ids and their mask."
@@ -433,12 +440,14 @@ def decode(
 class Answer:
     "What a system said to one item."
     item: Item          # with the demonstrations that were used
-    text: str|None      # None: the request died
+    text: str|None      # what is scored: a label, or the first array; None: the request died
     cut: bool = False   # an array that was closed for it
+    raw: str|None = None # all that was said, where that is more
 
 def _array_answer(item, text):
     found = first_array(text) if text else text
-    return Answer(item, text if item.task.labels else found, bool(text) and not item.task.labels and found not in text)
+    if item.task.labels or found == text: return Answer(item, text)
+    return Answer(item, found, found not in text, text)
 
 # %% ../nbs/11a_evaluate.ipynb #7c48966b
 def _no_model(path, why):
@@ -586,7 +595,7 @@ class TeacherStudent:
             )
             for i in items
         ]
-        responses = ask(self.teacher, requests, self.record, self.settings.seed, stage="sentibench", progress=False)
+        responses = ask(self.teacher, requests, self.record, self.settings.seed, stage="sentibench")
         return [_array_answer(i, r.text) for i, r in zip(items, responses)]
 
 # %% ../nbs/11a_evaluate.ipynb #ef3abf5f
@@ -609,7 +618,8 @@ def item_row(
     )
     return dict(
         task=it.task.name, group=it.task.group, seed=it.seed, item=it.item,
-        prompt_hash=text_hash(it.prompt), shots=len(it.demonstrations), output=_text(answer.text),
+        prompt_hash=text_hash(it.prompt), shots=len(it.demonstrations), asked_shots=it.asked,
+        raw=_text(answer.text if answer.raw is None else answer.raw), output=_text(answer.text),
         parsed=_text(judged["parsed"]), status=status, gold=_text(judged["gold"]), correct=judged["correct"],
         **{k: float(judged[k]) for k in ("n_pred", "pred_hits", "n_gold", "gold_hits")},
     )
@@ -618,14 +628,16 @@ def item_row(
 def summary(
     rows: Sequence[dict], # rows of items.parquet, of one system
     rules: str = "official", # the rules they were judged by
-) -> list[dict]: # one row per task and seed, scores in 0..1
-    "The scores of every task and seed."
-    groups, out = {}, []
+    tasks: Sequence[Task] = (), # your own, beside the twelve
+) -> list[dict]: # one row per task and seed, scores in 0..1; shots asked for, and items that were shown fewer
+    "The scores of every task and seed; raises `UserError` for a task that is not known."
+    groups, out, own = {}, [], {t.name: t for t in tasks}
     for r in rows: groups.setdefault((r["task"], r["seed"]), []).append(r)
     for (name, seed), part in groups.items():
-        s, full = summarise(name, part, rules), max(p["shots"] for p in part)
+        task = own.get(name) or get_task(name)
+        s, full = summarise(task, part, rules), max(p["asked_shots"] for p in part)
         out.append(dict(
-            task=name, group=TASKS[name].group, seed=seed, metric=TASKS[name].metric,
+            task=name, group=task.group, seed=seed, metric=task.metric,
             score=s["f1"], precision=s["precision"], recall=s["recall"], accuracy=s["accuracy"],
             n_items=s["n_items"], shots=full, fewer_shots=sum(p["shots"] < full for p in part),
             invalid=sum(p["status"] in ("invalid", "none", "dead") for p in part), rules=rules,
@@ -649,10 +661,29 @@ def _answerer(system, settings, record):
         return system
     if isinstance(system, (str, Path)): return Student.from_pretrained(system, settings)
     if isinstance(system, tuple): return Student(*system, settings)
+    if not hasattr(system, "generate"):
+        raise UserError(
+            f"{system!r} is no system that could be evaluated. "
+            "Pass a checkpoint's folder, a (model, tokenizer) pair, a `Student`, or a teacher.")
     if record is None:
         raise UserError("A teacher is evaluated with a record of its responses. Pass record=store.record.")
     return TeacherStudent(system, record, settings)
 
+def _by_task(items):
+    "The items of each task."
+    parts = {}
+    for i in items: parts.setdefault(i.task.name, []).append(i)
+    return list(parts.values())
+
+def _check_call(tasks, shots, seeds, limit):
+    "Refuse what `evaluate` would fail on later, or answer with nothing."
+    for name, value, good, wanted in (
+        ("tasks", tasks, not isinstance(tasks, str) and len(tasks), 'a list of task names, e.g. ["sst2"]'),
+        ("shots", shots, isinstance(shots, int) and shots >= 0, "a whole number, 0 or more"),
+        ("seeds", seeds, isinstance(seeds, Sequence) and len(seeds), "a list of whole numbers, e.g. [42]"),
+        ("limit", limit, isinstance(limit, int) and limit >= 0, "a whole number; 0 takes all test items"),
+    ):
+        if not good: raise UserError(f"{name} = {value!r} is not accepted. Allowed: {wanted}.")
 
 # %% ../nbs/11a_evaluate.ipynb #16c92909
 def evaluate(
@@ -666,30 +697,27 @@ def evaluate(
     settings: Settings|None = None, # the tiny profile's if None
     record: ResponseRecord|None = None, # needed for a teacher
 ): # datasets.Dataset, one row for each item and seed
-    "Evaluate one system; see `summary` for its scores. Raises `UserError` for one made with other settings."
+    """Evaluate one system; see `summary` for its scores.
+    Raises `UserError` for arguments that ask nothing, or a system made with other settings."""
     from datasets import Dataset
     s = settings or load_settings("tiny")
     either = lambda given, default: default if given is None else given
     s = s.model_copy(update=dict(shots=either(shots, s.shots)))
+    seeds, limit = either(seeds, s.asked_seeds), either(limit, s.eval_limit)
+    _check_call(tasks, s.shots, seeds, limit)
     with TemporaryDirectory() as made:
         from compeffdist.texts import write_benchmark
         if folder is None: write_benchmark(Path(made), s.benchmark_train, s.benchmark_test, s.seed)
         items = build_items(
-            folder or made, tasks, s.shots, either(seeds, s.asked_seeds), either(limit, s.eval_limit),
-            s.max_words, s.seed,
-        )
+            folder or made, tasks, s.shots, seeds, limit, s.max_words, s.seed, s.shots_drawn)
     answerer = _answerer(model_or_teacher, s, record)
+    if hasattr(answerer, "tokenizer") and (same := _all_collisions(_by_task(items), answerer.tokenizer, s)) != "none":
+        warnings.warn(f"Labels that begin with the same token, told apart by a later one: {same}.", stacklevel=2)
     return Dataset.from_list([item_row(a, s.eval_rules) for part in _by_task(items) for a in answerer.answer(part)])
-
-def _by_task(items):
-    "The items of each task."
-    parts = {}
-    for i in items: parts.setdefault(i.task.name, []).append(i)
-    return list(parts.values())
 
 # %% ../nbs/11a_evaluate.ipynb #3fd82ed3
 _KEYS = (
-    "seed", "shots", "shots_reduce", "eval_seeds", "eval_limit", "max_words", "eval_batch_tokens",
+    "seed", "shots", "shots_drawn", "shots_reduce", "eval_seeds", "eval_limit", "max_words", "eval_batch_tokens",
     "eval_max_new_tokens", "eval_max_new_tokens_opener", "eval_rules", "eval_label_rule",
     "eval_chat_template", "eval_context", "student_dtype",
 )
@@ -699,7 +727,7 @@ def _stage_items(settings, store):
     s = settings
     return build_items(
         store.path("benchmark", "benchmark"), tuple(TASKS), s.shots, s.asked_seeds, s.eval_limit,
-        s.max_words, s.seed,
+        s.max_words, s.seed, s.shots_drawn,
     )
 
 def _resume(work, part, answerer):
@@ -707,14 +735,20 @@ def _resume(work, part, answerer):
     file = work/f"{part[0].task.name}.json"
     if not file.is_file():
         write_json(file, [
-            dict(text=_text(a.text), cut=a.cut, shots=len(a.item.demonstrations))
+            dict(
+                text=_text(a.text), cut=a.cut, raw=_text(a.raw),
+                shots=len(a.item.demonstrations), asked=a.item.asked,
+            )
             for a in answerer().answer(part)
         ])
     return [
-        Answer(replace(i, demonstrations=i.demonstrations[:a["shots"]]), a["text"], a["cut"])
+        Answer(
+            replace(i, demonstrations=i.demonstrations[:a["shots"]], asked=a["asked"]), a["text"], a["cut"], a["raw"]
+        )
         for i, a in zip(part, read_json(file))
     ]
 
+# %% ../nbs/11a_evaluate.ipynb #3fd82ed4
 def _write(out, rows, who, settings):
     "Both tables of one system, and the counts of its summary."
     write_rows(out/"items.parquet", [who | r for r in rows])
@@ -722,7 +756,7 @@ def _write(out, rows, who, settings):
     status = Counter(r["status"] for r in rows)
     return dict(
         rows_out=len(rows), malformed=status["invalid"] + status["none"], dead=status["dead"],
-        closed=status["closed"], fewer_shots=sum(r["shots"] < settings.shots for r in rows),
+        closed=status["closed"], fewer_shots=sum(r["shots"] < r["asked_shots"] for r in rows),
     )
 
 # %% ../nbs/11a_evaluate.ipynb #bb3d6913

@@ -393,7 +393,8 @@ def parse_label(
     rules: str = "official", # strict accepts nothing but the label
 ) -> tuple["str|None", str]: # the label or None, and how it was found: label | mentioned | invalid
     "The label that an answer names."
-    said = (text or "")[:MAX_OUTPUT].strip().lower().strip(" .\"'`*:")
+    if text and len(text) > MAX_OUTPUT: return None, "invalid"
+    said = (text or "").strip().lower().strip(" .\"'`*:")
     if said in task.labels: return said, "label"
     if rules == "strict": return None, "invalid"
     longest = sorted(task.labels, key=len, reverse=True)
@@ -473,14 +474,20 @@ def score(
     outputs: Sequence["str|None"], # one answer a record: a label, or text with a JSON array
     rules: str = "official", # official: the release's; strict: sets of tuples, bare labels
 ) -> dict: # precision, recall, f1, accuracy (0..1), n_items, invalid
-    """Score answers against gold; raises `UserError` for unknown rules or tasks,
-    lists that do not pair up, and a gold record that is not right (by its index)."""
+    """Score answers against gold; raises `UserError` for unknown rules or tasks, lists that do not pair up,
+    an answer that is no text, and a gold record that is not right (by its index)."""
     if rules not in ("official", "strict"):
         raise UserError(f"Unknown scoring rules {rules!r}. Allowed: official, strict.")
     if len(gold_records) != len(outputs) or not len(outputs):
         raise UserError(
             f"{len(gold_records)} gold records and {len(outputs)} outputs do not pair up. "
             "Pass one output for each record (None for a missing one), and at least one.")
+    wrong = next((i for i, o in enumerate(outputs) if not isinstance(o, (str, type(None)))), None)
+    if isinstance(outputs, str) or wrong is not None:
+        what = "outputs is one text" if wrong is None else f"output {wrong} is {type(outputs[wrong]).__name__}"
+        raise UserError(
+            f"{what}: {str(outputs if wrong is None else outputs[wrong])[:60]!r}. "
+            "Pass a list with a text for each record (json.dumps of an array), or None where there is no answer.")
     for i, r in enumerate(gold_records):
         _check_answer(get_task(task), r, _need(r, "sentence", str, f"gold record {i}"), f"gold record {i}")
     return summarise(task, [judge(task, r, o, rules) for r, o in zip(gold_records, outputs)], rules)

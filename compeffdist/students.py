@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Sequence
 from .settings import Settings, UserError, first_line, load_settings
 from .store import StageResult, Store, derive_seed, read_json, write_json
-from .chat import user_turn
+from .chat import answer_end, user_turn
 from .workers import run_group
 from .base import base_loss, base_stage, bf16_pays, length_batches, muon_adamw, plain_attention
 
@@ -33,19 +33,23 @@ def encode_rows(
     max_length: int = 2048, # tokens of a row
     chat: bool = False, # wrap prompts in the chat template
 ) -> tuple[list[dict], dict]: # input_ids, labels; counts: rows_in, rows_out, truncated, dropped, tokens, answer_tokens
-    "Tokenise prompt-answer rows with loss on the answer only; raises `UserError` for rows without prompt or answer."
+    """Tokenise prompt-answer rows with loss on the answer only;
+    raises `UserError` for no rows, rows without prompt or answer, or a tokenizer without an end token."""
+    if not len(rows):
+        raise UserError("There are no training rows. Raise sampling_rate or corpus_size, or name another sample.")
     for i, r in enumerate(rows):
         if not isinstance(r.get("prompt"), str) or not isinstance(r.get("answer"), str) or not r["answer"].strip():
             raise UserError(
                 f"Training row {i} (id {r.get('id')!r}) has no prompt or no answer: {str(r)[:120]}. "
                 "Drop it from the sample, or build the corpus again.")
+    end = answer_end(tokenizer, chat)
     prompts, shown, gap = _prompt_ids(tokenizer, [r["prompt"] for r in rows], chat)
     whole = tokenizer(
         [p + gap + r["answer"].strip() for p, r in zip(shown, rows)],
         add_special_tokens=not chat).input_ids
     out, count = [], dict(rows_in=len(rows), rows_out=0, truncated=0, dropped=0, tokens=0, answer_tokens=0)
     for p, w in zip(prompts, whole):
-        w = w + [tokenizer.eos_token_id]
+        w = w + [end]
         cut = next((k for k, (a, b) in enumerate(zip(p, w)) if a != b), min(len(p), len(w)))
         if len(w) - cut >= max_length: count["dropped"] += 1; continue
         ids, labels = _fit(w, cut, max_length, tokenizer.bos_token_id)
@@ -396,7 +400,7 @@ def finetune(
     _fit_to(args, model)
     model, attention = _prepared(model, settings), model.config._attn_implementation
     model.config.use_cache = False
-    if args.bf16 and args.use_cpu and not settings.train_packing: plain_attention(model)
+    if args.bf16 and args.use_cpu and not settings.train_packing and attention == "sdpa": plain_attention(model)
     trainer = _trainer(model, tokenizer, encoded, settings, args, name)
     # each draws its own prompt tokens
     if own and trainer.accelerator.process_index: torch.manual_seed(seed + trainer.accelerator.process_index)

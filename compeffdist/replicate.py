@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WARM', 'NOTE', 'notebooks', 'check_parameters', 'Progress', 'warm_modules', 'Kernels', 'run_notebook', 'machine',
-           'git_commit', 'write_manifest', 'run_key', 'remember', 'unchanged', 'replicate', 'main']
+           'write_manifest', 'run_key', 'remember', 'unchanged', 'replicate', 'main']
 
 # %% ../nbs/14_replicate.ipynb #42801ca3
 import argparse, contextlib, json, logging, os, platform, re, resource, subprocess, sys, time
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 from .report import write_report
 from .settings import Settings, UserError, input_folder, load_settings, project_root
-from .store import Store, content_hash, read_json, text_hash, write_json
+from .store import Store, content_hash, git_commit, read_json, text_hash, write_json
 
 # %% ../nbs/14_replicate.ipynb #4b684c7c
 def notebooks(
@@ -239,20 +239,6 @@ def _gpus():
     except (OSError, subprocess.TimeoutExpired):
         return []
 
-# %% ../nbs/14_replicate.ipynb #1c422ed1
-def git_commit(
-    root: Path, # the project
-) -> str: # the commit, with "+changes" if tracked files differ from it
-    "The commit that was run; 'unknown' outside a checkout."
-    run = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True)
-    head = run("rev-parse", "HEAD")
-    if head.returncode: return "unknown"
-    changed = run(
-        "status", "--porcelain", "--untracked-files=no",
-        "--", "nbs", "compeffdist", "settings.ini", "pyproject.toml", "locks",
-    )
-    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
-
 # %% ../nbs/14_replicate.ipynb #6fe509b8
 def _public(settings):
     "Settings for the manifest: folders of this machine by name only."
@@ -269,7 +255,8 @@ def write_manifest(
 ) -> Path: # manifest.json
     "Record settings, machine, commit, durations, counts of every stage and the hash of every table."
     stages = {
-        s["stage"]: dict(fingerprint=s["fingerprint"], counts=s["counts"], seconds_when_built=s["seconds"])
+        s["stage"]: dict(
+            fingerprint=s["fingerprint"], counts=s["counts"], seconds_when_built=s["seconds"], commit=s.get("commit"))
         for s in store.stages()
     }
     peak = max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)) / 2**20

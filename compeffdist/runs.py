@@ -8,24 +8,39 @@ __all__ = ['KEY', 'run_row', 'record_runs']
 # %% ../nbs/13e_runs.ipynb #a7fafa5f
 from pathlib import Path
 from typing import Any
-from .replicate import git_commit, machine
+from .replicate import machine
 from .sentibench import TASKS
 from .settings import Settings, UserError, project_root
-from .store import Store
-from .systems import System, results, systems
+from .store import Store, git_commit
+from .systems import MEASURES, System, results, systems
 
 # %% ../nbs/13e_runs.ipynb #e31e66b4
 def _choice(settings, system):
     "How a system's training rows were chosen; None for what had no say in it."
     scored, drawn = system.method in ("soft", "hard"), system.method in ("soft", "hard", "random")
-    sampled = system.rate and system.part != "lineage" and system.rate < 1
+    sampled = drawn and system.rate < 1
+    proxy = system.measure not in ("rank", *MEASURES)
+    own = settings.difficulty_model
+    if own == "student": own = f"base-{system.scored_by or settings.families[0]}"
     return dict(
         a=(settings.sampling_a if system.a is None else system.a) if system.method == "soft" else None,
-        metric=system.measure.partition("@")[0] if scored else None,
+        metric=("rank" if proxy else system.measure) if scored else None,
+        proxy=(system.measure if proxy else own).partition("@")[0] if scored and system.measure != "length" else None,
         by=system.by or settings.sampling_by if sampled else None,
-        subset=system.subset or None,
+        subset=system.subset or None, start=system.start or None,
         sampling_seed=settings.sampling_seed + system.draw if drawn else None,
     )
+
+def _corpus(settings, system):
+    "How the corpus of a trained system was made."
+    s, built = settings, system.built
+    if not system.trained: return dict(teacher=None, clustering=None, perspectives=None)
+    own = system.part != "lineage" and system.subset != "human-written" # these have no perspectives
+    method = "kmeans" if system.part == "perspectives" else built if system.part == "clustering" else s.cluster_method
+    return dict(
+        teacher=(built if system.part == "teacher" else s.teacher_model).partition("@")[0],
+        clustering=method if own else None,
+        perspectives=built if system.part == "perspectives" else None)
 
 # %% ../nbs/13e_runs.ipynb #18975e85
 def run_row(
@@ -41,15 +56,16 @@ def run_row(
     row = dict(
         fingerprint=evaluated["fingerprint"], profile=settings.profile,
         family=system.family, system=system.name, method=system.method, rate=system.rate,
-        **_choice(settings, system),
+        **_choice(settings, system), **_corpus(settings, system),
         corpus=settings.corpus_size, seed=settings.seed,
         shots=own.shots.max().max(), items=own.n_items.max().max(), rules=settings.eval_rules,
-        commit=git_commit(project_root()),
-        cpu=fixed["cpu"], cores=fixed["cores"], gpu=str(fixed["gpu"] or ""),
+        commit=evaluated.get("commit") or git_commit(project_root()),
+        cpu=fixed["cpu"], cores=fixed["cores"], memory_gib=fixed["memory_gib"], gpu=str(fixed["gpu"] or ""),
         versions=" ".join(f"{k}={v}" for k, v in sorted(fixed["versions"].items())),
         steps=counts.get("steps"), tokens=counts.get("tokens"),
         epochs=settings.train_epochs if trained else None, lr=settings.train_lr if trained else None,
         muon=settings.train_muon if trained else None,
+        precision={True: "bf16", False: "fp32"}.get(trained.get("params", {}).get("bf16")),
         train_seconds=trained.get("seconds"), evaluation_seconds=evaluated["seconds"],
     )
     means = own.score.mean()

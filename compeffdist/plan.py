@@ -44,44 +44,54 @@ def _asked(stage, n, words, expected, most, s):
         stage=stage, who="teacher", requests=n, tokens_in=round(n*words*s.plan_tokens_per_word),
         tokens_out=round(n*min(expected, most)), tokens_out_most=n*most)
 
+# %% ../nbs/14a_plan.ipynb #10637f4a
+def _instruction_lines(s, p, stage):
+    "Requests for the instructions of `p` perspectives."
+    words, text, tasks = lambda t: len(t.split()), _text_words(s), p*s.instructions_max_tasks
+    ask = lambda step, *counts: _asked(f"{stage}: {step}", *counts, s.construct_max_tokens, s)
+    return [
+        ask("analysis", p, words(ANALYSIS_PROMPT) + 15*s.instructions_top_attributes,
+            30*s.instructions_analysis_prompts),
+        ask("tasks", p, words(TASKS_PROMPT) + 20, 50*s.instructions_max_tasks),
+        ask("definitions", tasks, words(DEFINE_PROMPT) + 30, 60*(s.instructions_examples + 2)),
+        ask("demonstrations", tasks*s.instructions_demo_calls,
+            words(DEMONSTRATE_PROMPT) + 60 + 4*min(text, 80), 4*text)]
+
+def _construction_lines(s, answered):
+    "Requests of the ablations that construct anew; students that teach are in `student_lines`."
+    anew = [x for x in systems(s) if x.built and x.part != "teacher"]
+    many = sum(int(x.built) if x.part == "perspectives" else s.plan_perspectives for x in anew)
+    asked = [x for x in systems(s) if x.built and not x.built.startswith("student:")]
+    rows = sum(round(x.rate*s.corpus_size)*s.corpus_oversample for x in asked)
+    return (
+        _instruction_lines(s, many, "constructions")*bool(anew)
+        + [answered("constructions: corpora", round(rows), s.corpus_max_demonstrations/2)]*bool(asked))
+
 # %% ../nbs/14a_plan.ipynb #10637f4b
 def teacher_lines(
     settings: Settings, # the active profile
 ) -> list[dict]: # stage, who, requests, tokens_in, tokens_out, tokens_out_most
     "What the teacher is asked, step by step (method sections A and B, and its own evaluation)."
-    s, words, text, p = settings, lambda t: len(t.split()), _text_words(settings), settings.plan_perspectives
-    tasks = p*s.instructions_max_tasks
+    s, words, text = settings, lambda t: len(t.split()), _text_words(settings)
     items = sum(test_items(s).values())*len(s.asked_seeds)
+    answered = lambda stage, n, shown: _asked(
+        stage, n, s.plan_instruction_words + text*(1 + shown), s.plan_answer_tokens, s.answer_max_tokens, s)
     lines = [
         _asked("attributes", s.texts_total, words(enumerate_prompt("")) + text,
             s.plan_attribute_tokens, s.enumerate_max_tokens, s),
-        _asked("instructions: analysis", p, words(ANALYSIS_PROMPT) + 15*s.instructions_top_attributes,
-            30*s.instructions_analysis_prompts, s.construct_max_tokens, s),
-        _asked("instructions: tasks", p, words(TASKS_PROMPT) + 20,
-            50*s.instructions_max_tasks, s.construct_max_tokens, s),
-        _asked("instructions: definitions", tasks, words(DEFINE_PROMPT) + 30,
-            60*(s.instructions_examples + 2), s.construct_max_tokens, s),
-        _asked("instructions: demonstrations", tasks*s.instructions_demo_calls,
-            words(DEMONSTRATE_PROMPT) + 60 + 4*min(text, 80), 4*text, s.construct_max_tokens, s),
-        _asked("corpus", round(s.corpus_size*s.corpus_oversample),
-            s.plan_instruction_words + text*(1 + s.corpus_max_demonstrations/2),
-            s.plan_answer_tokens, s.answer_max_tokens, s)]
-    if s.fsa != "none": # an analysis and a rewrite of each text
-        lines.append(_asked("fsa", 2*s.fsa_corpus, s.plan_instruction_words + text,
-            s.plan_answer_tokens, s.answer_max_tokens, s))
+        *_instruction_lines(s, s.plan_perspectives, "instructions"),
+        answered("corpus", round(s.corpus_size*s.corpus_oversample), s.corpus_max_demonstrations/2)]
+    if s.fsa != "none": lines.append(answered("fsa", 2*s.fsa_corpus, 0)) # an analysis and a rewrite of each text
     # ICLDist: 0 to 4 demonstrations, 2 on average
     older = (
         [("knowdist", 0, s.lineage_rate)]*s.lineage
         + [("icldist", 2, s.lineage_rate)]*s.lineage
         + [("knowdist", 0, 1.0)]*(s.ablations and not (s.lineage and s.lineage_rate == 1)))
-    if s.lineage:
-        lines.append(_asked("corpus: icldist's demonstrations", ICL_PROMPTS*ICL_POOL,
-            s.plan_instruction_words + text, s.plan_answer_tokens, s.answer_max_tokens, s))
-    lines += [
-        _asked(f"corpus: {n}{share(rate)}", round(rate*s.corpus_size),
-            s.plan_instruction_words + text*(1 + k), s.plan_answer_tokens, s.answer_max_tokens, s)
-        for n, k, rate in older]
-    return lines + [_asked("evaluation: teacher", items, 40 + text*(1 + s.shots), 12, 150, s)]
+    if s.lineage: lines.append(answered("corpus: icldist's demonstrations", ICL_PROMPTS*ICL_POOL, 0))
+    lines += [answered(f"corpus: {n}{share(rate)}", round(rate*s.corpus_size), k) for n, k, rate in older]
+    return (
+        lines + _construction_lines(s, answered)
+        + [_asked("evaluation: teacher", items, 40 + text*(1 + s.shots), 12, 150, s)])
 
 # %% ../nbs/14a_plan.ipynb #93705d0e
 def student_lines(
@@ -95,13 +105,20 @@ def student_lines(
     )
     scorer = s.families[0] if s.difficulty_model == "student" else s.difficulty_model
     if any(x.method == "soft" for x in systems(s)):
-        out.append(dict(stage="difficulty", who=scorer, runs=1, tokens_in=round(s.corpus_size*row)))
+        out += [
+            dict(
+                stage="difficulty" + f": {who}"*(who != scorer), who=who, runs=1, tokens_in=round(s.corpus_size*row))
+            for who in dict.fromkeys([scorer] + [x.scored_by for x in systems(s) if x.scored_by])]
     if s.ablations:
         out += [
             dict(stage=f"scores: {n}", who=w, runs=1, tokens_in=round(s.corpus_size*t))
             for n, w, t in [("perplexity, IFD", scorer, row + s.plan_answer_tokens)]
                 + [(p, p, row) for p in s.difficulty_proxies]
         ]
+    out += [
+        dict(stage=f"constructions: answers by {(who := x.built.partition(':')[2])}", who=who, runs=1,
+            tokens_in=round(x.rate*s.corpus_size*s.corpus_oversample*row))
+        for x in systems(s) if x.built.startswith("student:")]
     for f in s.families:
         if s.student_source == "build":
             out.append(dict(stage=f"building: {f}", who=f, runs=1, tokens_in=round(s.base_steps*s.base_batch*row)))
@@ -281,14 +298,15 @@ def _kind(stage):
     if head == "base": return f"building: {stage.split('-')[1]}"
     if stage == "fsa-corpus": return "fsa"
     if stage == "fsa-pretrained" or head == "fsa" and stage.endswith(("-pretrained", "-plain")): return "training: t5"
+    if head == "difficulty": return stage.replace("-", ": ")
     if head == "evaluation": return f"evaluation: {stage.split('-')[1]}"
-    return head if head in ("attributes", "instructions", "corpus", "difficulty") else None
+    return head if head in ("attributes", "instructions", "corpus") else None
 
 def _devices(kind, s):
     "Devices that a stage of a run keeps busy, as `hours` counts them."
     if kind in ("attributes", "instructions", "corpus", "fsa", "evaluation: teacher"):
         return s.teacher_tensor_parallel if s.teacher_backend == "vllm" else 1
-    if kind == "difficulty": return s.workers or s.plan_devices
+    if kind.startswith("difficulty"): return s.workers or s.plan_devices
     if kind.startswith("training") and kind != "training: t5" and s.student_source == "hub":
         return s.train_processes or s.plan_devices
     return 1 # students side by side have a core each
@@ -306,14 +324,16 @@ def actual(
     for r in plan(settings).itertuples():
         name = r.stage.split(":")[0] if r.stage.startswith(("instructions", "corpus")) else r.stage
         planned[name] = planned.get(name, 0) + r.hours
+    apart = {x.sample_stage for x in systems(settings) if x.built} # planned as constructions, not as the corpus
     known = (
         {s.evaluation_stage for s in systems(settings)}
         | {s.model_stage for s in systems(settings)}
         | {"attributes", "instructions", "difficulty"}
         | {n for n in manifest["stages"] if n.startswith(("fsa-", "corpus"))}
+        | {f"difficulty-{x.scored_by}" for x in systems(settings) if x.scored_by}
     )
     for name, s in manifest["stages"].items():
-        if name not in known or (kind := _kind(name)) not in planned: continue
+        if name not in known or name in apart or (kind := _kind(name)) not in planned: continue
         took[kind] = took.get(kind, 0) + s["seconds_when_built"]/3600*_devices(kind, settings)
         rows[kind] = rows.get(kind, 0) + s["counts"].get("rows_in", s["counts"].get("rows_out", 0))
     return pd.DataFrame([
@@ -418,13 +438,14 @@ def _ablation_gaps(s):
         (
             "ablations: without analyses, a type of task, demonstrations, half of the perspectives; "
             "hard sampling, over the whole corpus, other a; "
-            "perplexity, IFD, length and proxies as the measure (ablations, or MATRIX=full)",
+            "perplexity, IFD, length and proxies as the measure; other clusterings, numbers of perspectives "
+            "and teachers (ablations, or MATRIX=full)",
             not s.ablations,
         ),
         (
             "ablations of two things at once, e.g. hard sampling by perplexity, "
             "or of another family than the first (families)",
-            s.ablations,
+            True,
         ),
         (
             "ablations of what this corpus does not have: "
@@ -452,20 +473,20 @@ def left_out(
         ),
         (f"students of the families {', '.join(others)} (families)", bool(others)),
         (
-            "parts of the corpus, the lineage and the base with other demonstrations for the students of "
-            f"{', '.join(s.families[1:])}: only the first family has them (families)",
+            f"the lineage and the samples for the students of {', '.join(s.families[1:])}: "
+            "only the first family has them (all_families, or MATRIX=full)",
+            len(s.families) > 1 and not s.all_families,
+        ),
+        (
+            "the curve over rates, the ablations and the base with other demonstrations "
+            f"for the students of {', '.join(s.families[1:])} (families)",
             len(s.families) > 1,
         ),
         ("FSA-Distillation (fsa)", s.fsa == "none"),
         ("more samples of each rate than one (curve_draws)", s.curve_draws == 1),
         ("several training runs on the same rows (seed)", True),
-        (
-            "another construction: clustering method, number of perspectives, share of analyses "
-            "(cluster_method, cluster_preference_percentile, corpus_analysis_share); "
-            "benchmarks/bench_clustering.py compares the clusterings",
-            True,
-        ),
-        ("other teachers (teacher_model)", True),
+        ("another share of analyses in the corpus than one and none (corpus_analysis_share)", True),
+        ("other teachers that construct, too, instead of answering only (teacher_model)", True),
     ]
     return [what for what, out in gaps if out]
 

@@ -216,7 +216,7 @@ class EvaluationSettings(BaseModel):
     "SentiBench and the experiments (method section F)."
     shots: Count = 4
     shots_reduce: bool = False
-    shots_drawn: Literal["item", "task"] = "item" # each test item has its own demonstrations, or all of a task the same
+    shots_drawn: Literal["item", "task"] = "item" # demonstrations of its own for each item, or a task's for all
     # the first family's base student is asked with so many demonstrations too
     base_shots: Annotated[Count|None, BeforeValidator(_none)] = None
     eval_seeds: Numbers = [42, 52, 62]

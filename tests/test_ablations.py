@@ -3,10 +3,13 @@ import pandas as pd
 import pytest
 from compeffdist import base, texts
 from compeffdist.ablations import ablation_rows, ablation_stages, subset
+from compeffdist.attributes import attributes_stage
+from compeffdist.instructions import instructions_stage
+from compeffdist.perspectives import perspectives_stage
 from compeffdist.sampling import keep_probability, row_draws
 from compeffdist.settings import UserError, load_settings, project_root
 from compeffdist.store import Store, write_rows
-from compeffdist.systems import SUBSETS, System, ablations as ablation_systems, draws_of, systems
+from compeffdist.systems import ABLATIONS, SUBSETS, System, ablations as ablation_systems, draws_of, systems
 
 TYPES = ["analysis", "closed classification", "open classification", "extraction", "scoring", "structured output"]
 ROWS = [
@@ -58,7 +61,10 @@ SHELF = Shelf(
     scores_qwen3=pd.DataFrame(dict(
         id=CORPUS["id"],
         rank_score=[(i * 13 % 600) / 600 for i in range(600)])))
-SETTINGS = load_settings("tiny", sampling_rate=0.3, ablation_rate=0.3, sampling_a=1.0, sampling_by="instruction")
+# those of other constructions draw no rows: tests/test_constructions.py
+ALONE = dict(other_clusterings="", other_counts="", other_teachers="")
+SETTINGS = load_settings(
+    "tiny", sampling_rate=0.3, ablation_rate=0.3, sampling_a=1.0, sampling_by="instruction", **ALONE)
 
 def obvious(system):
     "The definition, one row at a time."
@@ -142,7 +148,7 @@ def test_proxies_that_would_share_a_name_are_refused():
         ablation_systems(load_settings("tiny", difficulty_proxies="package:qwen3, qwen3/"), "llama")
     assert (
         [s.name for s in ablation_systems(
-            load_settings("tiny", difficulty_proxies="/m/a/checkpoint, /m/b/checkpoint"), "llama")][-2:]
+            load_settings("tiny", difficulty_proxies="/m/a/checkpoint, /m/b/checkpoint", **ALONE), "llama")][-2:]
         == ["proxy-m-a-checkpoint-30", "proxy-m-b-checkpoint-30"])
 
 def test_too_few_rows_name_the_rate_that_works():
@@ -170,7 +176,7 @@ def test_what_a_profile_lacks_is_no_ablation():
         names(sampling_by="overall") - names() == {"hard-instruction-20", "difficulty-instruction-20"}
         and names(sampling_a=0.5) - names() == {"difficulty-a100-20"})
     assert (
-        not any(s.part in ("construction", "sampling", "measure") for s in systems(load_settings("tiny")))
+        not any(s.part in ABLATIONS for s in systems(load_settings("tiny")))
         and {s.subset for s in systems(load_settings("tiny", ablations=True))} == {"", *SUBSETS})
 
 def test_every_control_is_among_the_systems():
@@ -192,12 +198,14 @@ def test_a_whole_small_run(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "students_folder", lambda: shipped)
     s = load_settings(
         "tiny", curve_draws=1, outputs=str(tmp_path/"out"), ablations=True, lineage=False, ablation_rate=0.3,
-        families="llama", difficulty_proxies="package:qwen3",
+        families="llama", difficulty_proxies="package:qwen3", other_clusterings="kmeans", other_counts="2",
+        other_teachers="", attributes_min_count=1, instructions_max_tasks=1, instructions_demo_calls=1, corpus_size=60,
         texts_total=40, benchmark_train=8, benchmark_test=4, train_epochs=1, train_lr=1e-2,
         eval_limit=1, eval_seeds="42", shots=1, shots_reduce=True,
         eval_max_new_tokens=4, eval_max_new_tokens_opener=4, workers=1)
     store = Store(s)
     texts.benchmark_stage(s, store); texts.texts_stage(s, store)
+    for stage in (attributes_stage, perspectives_stage, instructions_stage): stage(s, store)
     store.stage("corpus", lambda out, work: write_rows(out/"corpus.parquet", CORPUS.head(120)) or dict(rows_out=120))
     from compeffdist.difficulty import difficulty_stage
     difficulty_stage(s, store)
@@ -228,18 +236,21 @@ def test_a_whole_small_run(tmp_path, monkeypatch):
 def shown(s, store, tmp_path, monkeypatch):
     "Notebook 27 on what the small run left."
     import papermill
-    for key in ("outputs", "families", "difficulty_proxies", "bootstrap_samples"):
+    for key in (
+        "outputs", "families", "difficulty_proxies", "bootstrap_samples", "other_clusterings", "other_counts",
+        "other_teachers"):
         monkeypatch.setenv(
             f"COMPEFFDIST_{key.upper()}",
-            ", ".join(v) if isinstance(v := getattr(s, key), list) else str(v))
+            ", ".join(map(str, v)) if isinstance(v := getattr(s, key), list) else str(v))
     papermill.execute_notebook(
         str(project_root()/"nbs/27_ablations.ipynb"), str(tmp_path/"27.ipynb"),
         parameters=dict(profile="tiny", ablations=True, ablation_rate=0.3),
         cwd=str(project_root()/"nbs"), progress_bar=False)
     table = pd.read_csv(store.tables/"tab-ablations.csv").set_index(["part", "system"])
     assert (
-        set(table.index.get_level_values(0)) == {"construction", "sampling", "measure"}
-        and len(table) == len([x for x in systems(s) if x.part in ("construction", "sampling", "measure")]) + 3)
+        set(table.index.get_level_values(0)) == set(ABLATIONS) - {"teacher"}
+        and len(table) == len([x for x in systems(s) if x.part in ABLATIONS]) + 5)
+    assert table.loc[("perspectives", "perspectives-2-30"), "change"] == "2 (k-means)"
     scores = (
         store.rows("evaluation-llama-no-extraction-30", "scores.parquet")
         .to_pandas().groupby("task").score.mean().mean() * 100)
@@ -255,7 +266,7 @@ def shown(s, store, tmp_path, monkeypatch):
         and draws[0][0] == pytest.approx(control, abs=1e-3))
     assert (
         table.half.tolist() == pytest.approx([2.776 * spread * (4 / 3) ** 0.5] * len(table), rel=1e-2, abs=1e-3)
-        and table.control.sum() == 3 + 2 + 2)
+        and table.control.sum() == 3 + 2 + 2 + 1 + 1)
     assert (store.figures/"fig-ablations.png").is_file()
 
 def test_colliding_proxies_are_named_with_those_that_collide():

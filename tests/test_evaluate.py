@@ -504,8 +504,62 @@ def test_a_context_too_short_for_the_shots_is_an_error_or_counted(folder, tokeni
         folder=folder, settings=settings(shots_reduce=True, **tight)).to_list()
     fewer = sum(r["shots"] < 4 for r in rows)
     assert 0 < fewer <= 5 and min(r["shots"] for r in rows) == 3
+    assert all(r["asked_shots"] == 4 for r in rows)
     table = summary(rows)[0]
-    assert (table["shots"], table["fewer_shots"], table["n_items"]) == ((4, fewer, 5) if fewer < 5 else (3, 0, 5))
+    assert (table["shots"], table["fewer_shots"], table["n_items"]) == (4, fewer, 5)
+    # where every prompt lost one, all of them are counted
+    table, = summary([r | dict(shots=3) for r in rows])
+    assert (table["shots"], table["fewer_shots"]) == (4, 5)
+
+def test_what_was_said_is_kept_beside_what_is_scored():
+    said = 'Sure: [{"aspect_term": "soup", "sentiment": "positive"}] Hope this helps [1]'
+    row = answer("atsa_rest16", dict(sentence="The soup.", aspects=[]), said)
+    assert row["raw"] == said and row["output"] == said[6:said.index("]") + 1] and row["status"] == "json"
+    cut = '[{"aspect_term": "soup", "sentiment": "positive"}, {"asp'
+    row = answer("atsa_rest16", dict(sentence="The soup.", aspects=[]), cut)
+    assert row["raw"] == cut and row["output"] != cut and row["status"] == "closed"
+
+@pytest.mark.parametrize("kw, said", [
+    (dict(shots=-1), "shots = -1"), (dict(seeds=42), "seeds = 42"), (dict(tasks="sst2"), "tasks = 'sst2'"),
+    (dict(limit=-1), "limit = -1"), (dict(tasks=[]), r"tasks = \[\]"), (dict(seeds=[]), r"seeds = \[\]")])
+def test_calls_that_ask_nothing_are_refused(folder, kw, said):
+    with pytest.raises(UserError, match=said + " is not accepted. Allowed: "):
+        evaluate(object(), **dict(tasks=["sst2"]) | kw, folder=folder, settings=settings())
+
+@pytest.mark.parametrize("system", [5, None, object()])
+def test_what_is_no_system_is_refused(folder, system):
+    with pytest.raises(UserError, match="is no system that could be evaluated. Pass a checkpoint's folder"):
+        evaluate(system, ["sst2"], 0, [42], 1, folder=folder, settings=settings())
+
+def test_a_task_of_ones_own_is_evaluated_and_summarised(folder, tokenizer):
+    from dataclasses import replace as changed
+    mine = changed(TASKS["sst2"], name="mine")
+    rows = evaluate((make_model("llama", len(tokenizer)), tokenizer), [mine], 1, [42], 4,
+        folder=folder, settings=settings()).to_list()
+    own, = summary(rows, tasks=[mine])
+    twin, = summary([r | dict(task="sst2") for r in rows])
+    assert own | dict(task="sst2") == twin and own["task"] == "mine"
+    with pytest.raises(UserError, match="mine"): summary(rows)
+
+def test_one_set_of_demonstrations_for_a_task_or_one_for_each_item(folder):
+    shown = lambda drawn: [
+        tuple(d["sentence"] for d in i.demonstrations)
+        for i in build_items(folder, ["sst2"], shots=3, seeds=[42, 52], limit=5, drawn=drawn)]
+    each, one = shown("item"), shown("task")
+    assert len(set(each)) > 2 and len(set(one[:5])) == len(set(one[5:])) == 1 and one[0] != one[5]
+
+def test_labels_that_begin_alike_are_reported(folder, tokenizer):
+    mine = TASKS["sst2"].__class__(**vars(TASKS["sst2"]) | dict(name="sst2"))
+    model = make_model("llama", len(tokenizer))
+    first = lambda label: tokenizer(" " + label, add_special_tokens=False)["input_ids"][0]
+    same = len({first(l) for l in mine.labels}) < len(mine.labels)
+    import warnings
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        evaluate((model, tokenizer), ["intimacy", "sst2"], 0, [42], 2, folder=folder, settings=settings())
+    told = [str(w.message) for w in seen if "begin with the same token" in str(w.message)]
+    shares = lambda t: len({first(l) for l in TASKS[t].labels}) < len(TASKS[t].labels)
+    assert bool(told) == (same or shares("intimacy"))
 
 
 @pytest.mark.parametrize("said", [

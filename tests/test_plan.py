@@ -71,7 +71,9 @@ def test_training_tokens_are_epochs_of_each_systems_share():
     more = load_settings("paper", train_epochs=1, families="qwen3", curve_rates="0.1, 1.0", lineage=False)
     # the second family trains on everything only
     assert tokens(more)/tokens(
-        load_settings("paper", train_epochs=1, families="llama, qwen3", curve_rates="0.1, 1.0", lineage=False)
+        load_settings(
+            "paper", train_epochs=1, families="llama, qwen3", curve_rates="0.1, 1.0", lineage=False,
+            all_families=False)
     ) == pytest.approx(1.2)
 
 @pytest.mark.parametrize("profile", ["tiny", "mini"])
@@ -191,7 +193,29 @@ def test_what_is_run_is_not_left_out():
             curve_rates="0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0"
         ))
     )
-    assert len(before) == len(after) + 3 and not any("only the first family" in t for t in before)
+    assert len(before) == len(after) + 2 and not any("only the first family" in t for t in before)
+    gaps = lambda **kw: " ".join(left_out(load_settings("tiny", **kw)))
+    assert "only the first family has them (all_families, or MATRIX=full)" in gaps()
+    assert "only the first family" not in gaps(all_families=True)
+    assert "other clusterings" in gaps() and "other clusterings" not in gaps(ablations=True)
+
+def test_the_whole_matrix_is_planned():
+    from compeffdist.systems import systems
+    s = load_settings("tiny", ablations=True, all_families=True)
+    asked = {l["stage"]: l["requests"] for l in teacher_lines(s)}
+    # two clusterings of the planned number, and 4 + 8 + 32 perspectives
+    assert asked["constructions: tasks"] == 2*s.plan_perspectives + 44
+    assert asked["constructions: corpora"] == 5*round(s.ablation_rate*s.corpus_size)*s.corpus_oversample
+    read = {l["stage"]: l for l in student_lines(s)}
+    assert {"difficulty", "difficulty: qwen3", "difficulty: gemma3"} <= set(read)
+    assert read["constructions: answers by qwen3"]["who"] == "qwen3"
+    for f in s.families:
+        assert read[f"training: {f}"]["runs"] == sum(x.family == f and x.trained for x in systems(s))
+    stages = {
+        n: dict(seconds_when_built=60, counts=dict(rows_in=1))
+        for n in ("difficulty", "difficulty-qwen3", "corpus", "corpus-kmeans-30")}
+    table = actual(s, dict(stages=stages)).set_index("stage")
+    assert set(table.index) == {"difficulty", "difficulty: qwen3", "corpus"} and table.rows["corpus"] == 1
 
 def test_actual_hours_are_those_of_all_devices_of_a_stage():
     manifest = dict(stages={
@@ -315,7 +339,8 @@ def test_knowdists_corpus_is_planned_where_it_is_asked_for():
     stages = lambda **kw: {
         l["stage"]: l["requests"] for l in teacher_lines(load_settings("tiny", corpus_size=12000, **kw))
     }
-    new = lambda **kw: {k: n for k, n in stages(**kw).items() if k not in stages(lineage=False)}
+    new = lambda **kw: {
+        k: n for k, n in stages(**kw).items() if k not in stages(lineage=False) and k.startswith("corpus")}
     shown = {"corpus: icldist's demonstrations": 960}
     assert (
         new(ablations=True, lineage=False) == {"corpus: knowdist": 12000}

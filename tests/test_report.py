@@ -1,11 +1,14 @@
 "The report: complete, self-contained, well-formed, honest about what is missing."
-import html, html.parser, json, os, re, shutil, subprocess
+import html, html.parser, io, json, os, re, shutil, subprocess, unicodedata
 from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
-from compeffdist.figures import count_range, markdown_table, save_figure, save_table, set_style
-from compeffdist.report import write_report
+from PIL import Image
+from compeffdist.figures import (
+    count_range, markdown_table, only_about, save_figure, save_table, set_style, whole_caption,
+)
+from compeffdist.report import LINKED, page_digest, write_report
 from compeffdist.settings import UserError, load_settings, project_root
 from compeffdist.store import Store
 
@@ -48,10 +51,53 @@ def test_no_text_ends_a_cell_of_a_table_and_numbers_stay_as_they_are(store):
     frame = pd.DataFrame(dict(text=["one | two", "a line\nand another", "plain"], f1=[67.0, 0.25, float("nan")]))
     save_table(store, "tab-texts", frame, "Texts.")
     written = (store.tables/"tab-texts.md").read_text(encoding="utf-8").splitlines()
-    assert written[2:5] == markdown_table(frame).splitlines()[2:] and written[5:] == ["", "Texts."]
+    assert written[2:5] == markdown_table(frame).splitlines()[2:] and written[5:] == ["", whole_caption("Texts.")]
     cells = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in written[2:5]]
     assert cells == [["one \\| two", "67.0"], ["a line and another", "0.25"], ["plain", "nan"]]
     assert frame.text.iloc[1] == "a line\nand another" # the caller's table is left alone
+
+def tex(store, cell, caption="Signs."):
+    save_table(store, "tab-signs", pd.DataFrame(dict(a=[cell])), caption)
+    return (store.tables/"tab-signs.tex").read_text(encoding="utf-8")
+
+@pytest.mark.parametrize("sign, command", [
+    ("†", r"$^\dagger$"), ("‡", r"$^\ddagger$"), ("±", r"$\pm$"), ("−", "$-$"), ("→", r"$\rightarrow$"),
+    ("≤", r"$\leq$"), ("×", r"$\times$"), ("·", r"$\cdot$"), ("\xa0", "~"), ("\u202f", r"\,"),
+    ("<", "$<$"), ("|", r"\textbar{}"), ("ρ", r"$\rho$"), ("§", "§"), ("–", "–"), ("%", r"\%"),
+    ("😊", "[smiling face with smiling eyes]")])
+def test_latex_knows_the_signs_of_our_tables(store, sign, command):
+    assert f"1{command}2" in tex(store, f"1{sign}2") and f"Signs 1{command}2." in tex(store, "", f"Signs 1{sign}2.")
+
+def test_no_sign_of_a_committed_table_ends_as_a_name_in_brackets(store):
+    "Smileys in texts of users do: pdflatex has none."
+    text = "".join(p.read_text(encoding="utf-8") for p in (ROOT/"outputs").glob("*/tables/*.md"))
+    signs = sorted(c for c in set(text) if c > "~" and unicodedata.category(c) not in ("So", "Sk"))
+    assert {"†", "−", "≤", "\xa0"} <= set(signs)
+    for sign in signs: assert f"[{unicodedata.name(sign).lower()}]" not in tex(store, sign, f"About {sign}."), sign
+    assert r"\textbf{61.7 $\pm$ 0.4}$^\dagger$" in tex(store, "**61.7 ± 0.4**†")
+
+@pytest.mark.parametrize("caption, whole", [
+    ("Figure 4 of the paper, drawn anew: x.", True), ("The paper's appendix map, drawn anew.", True),
+    ("Score per task.", False), ("Rows selected by the paper's definition.", False)])
+def test_captions_say_that_the_papers_numbering_was_not_available(store, caption, whole):
+    said = caption if whole else f"{caption} Our own name: the paper's numbering was not available."
+    save_table(store, "tab-x", pd.DataFrame(dict(a=[1])), caption)
+    save_figure(store, "fig-x", plt.figure(figsize=(2, 1)), caption)
+    plt.close("all")
+    assert all(json.loads((f/n).read_text(encoding="utf-8"))["caption"] == said
+               for f, n in ((store.tables, "tab-x.json"), (store.figures, "fig-x.json")))
+    assert (store.tables/"tab-x.md").read_text(encoding="utf-8").endswith(said + "\n")
+
+@pytest.mark.parametrize("changed", [dict(), dict(lineage_rate=.025), dict(base_shots=4), dict(lineage=False)])
+def test_captions_speak_of_no_system_that_the_table_does_not_show(changed):
+    from compeffdist.systems import systems, unlike
+    settings = load_settings("tiny", **changed)
+    names, said = {s.name for s in systems(settings)}, unlike(settings)
+    lineage = [s.name for s in systems(settings) if s.part == "lineage"]
+    shots = [s.name for s in systems(settings) if s.shots is not None]
+    assert only_about(said, names) == said and only_about(said, ["base", "distilled"]) == ""
+    assert not any(n in only_about(said, lineage) for n in shots)
+    assert not any(n in only_about(said, shots) for n in lineage)
 
 def test_the_page_is_whole_and_asks_nothing_of_the_network(store):
     page = write_report(store, "A <note>.", dict(seed=1)).read_text(encoding="utf-8")
@@ -99,6 +145,32 @@ def test_the_manifest_is_summed_up(store):
         and parse(page).faults == []
     )
 
+def links_of(store):
+    tree = parse(write_report(store, "", {}).read_text(encoding="utf-8"))
+    assert tree.faults == []
+    return [l for l in tree.links if not l.startswith("#")]
+
+def with_notebooks(root, names=("00_settings.ipynb", "28_claims.ipynb")):
+    (root/"notebooks").mkdir(parents=True, exist_ok=True)
+    for n in names: (root/"notebooks"/n).write_text("{}")
+
+def test_a_link_leads_to_a_file_that_is_there(store):
+    with_notebooks(store.root)
+    before = links_of(store)
+    assert {"notebooks/28_claims.ipynb", "tables/tab-main.csv"} <= set(before) and "manifest.json" not in before
+    gone = {"notebooks/28_claims.ipynb", "tables/tab-main.csv", "figures/fig-main.svg"}
+    for file in gone: (store.root/file).unlink()
+    after = links_of(store)
+    assert set(before) - set(after) == gone
+    assert all((store.root/l).is_file() for l in after) and "notebooks/00_settings.ipynb" in after
+
+def test_notebooks_that_git_does_not_keep_are_named_and_not_linked(tmp_path):
+    mini = Store(load_settings("mini", outputs=str(tmp_path)))
+    with_notebooks(mini.root)
+    page = write_report(mini, "", {}).read_text(encoding="utf-8")
+    assert "<li>28_claims.ipynb</li>" in page and not [l for l in parse(page).links if "notebooks/" in l]
+    assert sorted(LINKED) == sorted(re.findall("^!outputs/(.*)/notebooks/", (ROOT/".gitignore").read_text(), re.M))
+
 @pytest.mark.parametrize("profile", ["tiny", "mini"])
 def test_the_committed_page_is_well_formed_and_shows_what_is_there(profile):
     root = ROOT/"outputs"/profile
@@ -107,12 +179,20 @@ def test_the_committed_page_is_well_formed_and_shows_what_is_there(profile):
         tree.faults == []
         and {p.stem for p in [*(root/"figures").glob("*.png"), *(root/"tables").glob("*.md")]} <= set(tree.ids)
     )
-    # git keeps the executed notebooks of tiny only
-    assert all(
-        (root/l).is_file()
-        for l in tree.links
-        if not l.startswith(("#", "notebooks/") if profile == "mini" else "#")
-    )
+    assert [l for l in tree.links if not l.startswith("#") and not (root/l).is_file()] == []
+
+def staged(name):
+    """A file as git has it staged or committed, so that a run in the working tree is not held against it;
+    the working tree's outside a checkout."""
+    found = subprocess.run(["git", "-C", str(ROOT), "show", f":{name}"], capture_output=True)
+    return found.stdout if found.returncode == 0 else (ROOT/name).read_bytes()
+
+@pytest.mark.parametrize("profile", ["tiny", "mini"])
+def test_the_committed_picture_is_of_the_committed_page(profile):
+    taken = Image.open(io.BytesIO(staged(f"outputs/{profile}/screenshot.png"))).info.get("index.html")
+    assert taken == page_digest(staged(f"outputs/{profile}/index.html")), (
+        f"outputs/{profile}/screenshot.png shows another page. "
+        "Run: REPORT_SCREENSHOTS=1 python -m pytest tests/test_report.py -k browser_shows; add both files to git.")
 
 WATCH = """<script>const faults=[];\
 addEventListener("error",e=>faults.push(e.message||"not loaded: "+e.target.tagName),true);\
@@ -147,6 +227,18 @@ def browse(page, tmp_path):
     run(f"--screenshot={tmp_path/'seen.png'}")
     return {s["width"]: s for s in map(json.loads, html.unescape(seen).splitlines())}, tmp_path/"seen.png"
 
+def take_picture(page, picture, folder):
+    "A screenshot that carries the digest of the page that it shows."
+    shown = page.read_bytes()
+    pixels = plt.imread(browse(shown.decode("utf-8"), folder)[1])[:900, :1670]
+    plt.imsave(picture, pixels, metadata={"index.html": page_digest(shown)})
+
+def test_a_picture_says_of_which_page_it_is(store, tmp_path):
+    page = write_report(store, "", {})
+    take_picture(page, tmp_path/"screenshot.png", tmp_path)
+    taken = Image.open(tmp_path/"screenshot.png").info["index.html"]
+    assert taken == page_digest(page.read_bytes()) != page_digest(page.read_bytes() + b" ")
+
 @pytest.mark.parametrize("profile", ["tiny", "mini"])
 def test_a_browser_shows_the_report_whole_on_a_desk_and_on_a_phone(profile, tmp_path):
     source = ROOT/"outputs"/profile
@@ -172,12 +264,7 @@ def test_a_browser_shows_the_report_whole_on_a_desk_and_on_a_phone(profile, tmp_
         )
     if os.environ.get("REPORT_SCREENSHOTS"): # renews the committed pictures of the committed pages
         (tmp_path/"committed").mkdir()
-        plt.imsave(
-            source/"screenshot.png",
-            plt.imread(
-                browse((source/"index.html").read_text(encoding="utf-8"), tmp_path/"committed")[1]
-            )[:900, :1670]
-        )
+        take_picture(source/"index.html", source/"screenshot.png", tmp_path/"committed")
 
 def test_the_browser_test_sees_a_broken_page(store, tmp_path):
     broken = (

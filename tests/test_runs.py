@@ -69,3 +69,20 @@ def test_a_missing_score_is_an_error_and_leaves_the_file_alone(world):
 def test_another_file_is_refused(world):
     (world.store.root/"results.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="no column 'family'"): runs.record_runs(load_settings("tiny"), world.store)
+
+def test_a_row_says_what_measured_and_what_constructed():
+    from compeffdist.runs import _choice, _corpus
+    from compeffdist.systems import systems
+    s = load_settings("tiny", ablations=True, all_families=True, lineage=True)
+    by = {(x.family, x.name): _choice(s, x) | _corpus(s, x) for x in systems(s)}
+    got = lambda name, *keys, family="llama": [by[family, name][k] for k in keys]
+    assert got("proxy-qwen3-30", "metric", "proxy") == ["rank", "package:qwen3"]
+    assert got("difficulty-10", "metric", "proxy", "teacher") == ["rank", "base-llama", "embedded-analyst"]
+    assert got("difficulty-10", "proxy", family="gemma3") == ["base-gemma3"]
+    assert got("ifd-30", "metric", "proxy") == ["ifd", "base-llama"] and got("length-30", "proxy") == [None]
+    assert got("kmeans-30", "clustering", "perspectives", "metric", "by") == ["kmeans", None, None, None]
+    assert got("perspectives-8-30", "clustering", "perspectives") == ["kmeans", "8"]
+    assert got("teacher-qwen3-30", "teacher", "clustering") == ["student:qwen3", "affinity"]
+    assert got("two-stage-10", "start", "clustering") == ["knowdist-10", None]
+    assert got("random-30", "by", "metric") == ["instruction", None] and got("base", "teacher") == [None]
+    assert len({tuple(map(str, v.items())) for (f, n), v in by.items() if n.endswith("-30")}) > 20

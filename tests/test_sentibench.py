@@ -449,3 +449,15 @@ def test_real_sizes_and_categories():
         for g in gold("acsa_rest16", r)
     }
     assert seen == set(CATEGORIES)
+
+@pytest.mark.parametrize("outputs, said", [
+    (["positive", 1], "output 1 is int: '1'"), ([{"label": "positive"}, None], "output 0 is dict"),
+    ([b"positive", "negative"], "output 0 is bytes"), ("ab", "outputs is one text: 'ab'")])
+def test_answers_that_are_no_texts_are_refused(outputs, said):
+    records = [dict(sentence="a", label="positive"), dict(sentence="b", label="negative")]
+    with pytest.raises(UserError, match=said): score("sst2", records, outputs)
+    assert score("sst2", records, ["positive", None])["invalid"] == 1
+
+@pytest.mark.parametrize("said", ["I think positive " + "x" * 100_000, "positive" + " " * 70_000 + "negative"])
+def test_an_endless_answer_names_no_label(said):
+    assert score("sst2", [dict(sentence="a", label="positive")], [said])["invalid"] == 1

@@ -240,3 +240,28 @@ def test_training_does_not_hang_on_the_code_of_a_teacher():
         seen.add(name)
         todo += store_module._imports(ast.parse((package/f"{name}.py").read_text()))
     assert {"base", "chat"} <= seen and not seen & {"backends", "teacher", "analyst", "author"}
+
+def test_a_branch_renames_its_stages_and_shares_the_rest(tmp_path):
+    store = Store(load_settings("tiny", outputs=str(tmp_path)))
+    write = lambda value: lambda out, work: write_json(out/"x.json", value) or dict(rows_out=1)
+    store.stage("first", write(1)); store.stage("second", write(2), inputs=["first"])
+    branch = store.branch("b", ["second", "third"])
+    assert not branch.has("second") and branch.has("first")
+    made = branch.stage("second", write(3), inputs=["first"])
+    branch.stage("third", write(4), inputs=["second"])
+    assert made.name == "second-b" and [s["stage"] for s in store.stages()] == [
+        "first", "second", "second-b", "third-b"]
+    assert (branch.json("first", "x.json"), branch.json("second", "x.json")) == (1, 3)
+    assert store.json("second", "x.json") == 2
+    assert set(store.stages()[-1]["inputs"]) == {"second-b"} and branch.path("third").name == "third-b"
+    assert branch.record is store.record or branch.record.path == store.record.path
+    with pytest.raises(UserError, match="'third' has not been run"): store.path("third")
+
+def test_a_stage_knows_the_commit_that_built_it(tmp_path, monkeypatch):
+    from compeffdist import store as module
+    monkeypatch.setattr(module, "git_commit", lambda root: "abc")
+    store = Store(load_settings("tiny", outputs=str(tmp_path)))
+    build = lambda out, work: write_json(out/"x.json", 1) or {}
+    store.stage("first", build)
+    monkeypatch.setattr(module, "git_commit", lambda root: "later")
+    assert store.stage("first", build).cached and store.stages()[0]["commit"] == "abc"

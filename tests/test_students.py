@@ -603,3 +603,39 @@ def test_out_of_memory_in_a_group_says_which_settings_keep_the_effective_batch(o
     if own > 1:
         batch, steps = map(int, re.findall(r"train_\w+ = (\d+)", str(e.value)))
         assert batch * steps == own * accumulation * 2 # what the two processes took together
+
+def test_no_rows_and_no_end_token_are_errors(tok):
+    with pytest.raises(UserError, match="There are no training rows. Raise sampling_rate"): students.encode_rows([], tok)
+    from copy import deepcopy
+    endless = deepcopy(tok); endless.eos_token = None
+    with pytest.raises(UserError, match="has no end token"): students.encode_rows([dict(prompt="p", answer="a")], endless)
+
+@pytest.mark.parametrize(
+    "family, end", [("llama", "<|eot_id|>"), ("qwen3", "<|im_end|>"), ("gemma3", "<end_of_turn>")])
+def test_an_answer_in_a_chat_ends_as_the_family_ends_a_turn(family, end):
+    from transformers import AutoTokenizer
+    from compeffdist.base import students_folder
+    from compeffdist.chat import user_turn
+    from compeffdist.evaluate import stop_tokens
+    tokenizer = AutoTokenizer.from_pretrained(students_folder()/family)
+    row, = students.encode_rows([dict(prompt="Is it good?", answer="yes")], tokenizer, chat=True)[0]
+    said = [dict(role="user", content="Is it good?"), dict(role="assistant", content="yes")]
+    whole = tokenizer.apply_chat_template(said, tokenize=False, enable_thinking=False)
+    own = user_turn(tokenizer, "Is it good?", "x = true") + "yes"
+    assert tokenizer.decode(row["input_ids"]) == own + end
+    assert whole.replace("<think>\n\n</think>\n\n", "").strip().endswith("yes" + end)
+    assert row["labels"][-1] == tokenizer.convert_tokens_to_ids(end) in stop_tokens(tokenizer, chat=True)
+
+def test_gradient_checkpointing_changes_nothing_but_memory(tok, tmp_path):
+    import torch
+    rows = [dict(prompt=f"Is text {i} good?", answer="yes" if i % 2 else "no") for i in range(8)]
+    made = []
+    for on in (False, True):
+        s = load_settings(
+            "tiny", train_epochs=2, train_batch=4, train_accumulation=1, train_precision="fp32",
+            train_gradient_checkpointing=on)
+        torch.manual_seed(0)
+        model = base.new_model("llama", len(tok), 32, 2, 2, tokenizer=tok)
+        model, _ = students.finetune(model, tok, rows, s, tmp_path/str(on))
+        made.append(model.state_dict())
+    assert all(torch.allclose(made[0][k], made[1][k], atol=1e-6) for k in made[0])

@@ -5,20 +5,23 @@
 # %% auto #0
 __all__ = ['FSA_SETS', 'FSA_SPLITS', 'FSA_POLARITIES', 'FSA_PROMPTS', 'NEWLINE', 'FSA_SUBSETS', 'read_fsa', 'fsa_pairs',
            'render_linear', 'parse_linear', 'judge_fsa', 'score_fsa', 'is_implicit', 'is_mixed', 'embedded_fsa',
-           'polarity_of', 'parse_analysis', 'render_analysis', 'usable_response', 'read_responses', 'new_t5', 'load_t5',
-           'encode_texts', 'train_t5', 'write_outputs', 'zero_shot', 'fsa_data_stage', 'fsa_corpus_stage',
-           'fsa_pretrain_stage', 'fsa_student_stage', 'fsa_zero_shot_stage', 'fsa_stages']
+           'polarity_of', 'parse_analysis', 'render_analysis', 'usable_response', 'read_responses', 'count_responses',
+           'new_t5', 'load_t5', 'encode_texts', 'train_t5', 'write_outputs', 'zero_shot', 'fsa_data_stage',
+           'fsa_corpus_stage', 'fsa_pretrain_stage', 'fsa_student_stage', 'fsa_zero_shot_stage', 'fsa_stages',
+           'export_t5']
 
 # %% ../nbs/12a_fsa.ipynb #d3d4f616
-import json, re
+import json, random, re, shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from .corpus import render_prompt
+from .evaluate import pick_items
 from .grammar import generate
-from .sentibench import TASKS, _counts, macro, parse_array, pool, read_split
+from .sentibench import MAX_OUTPUT, TASKS, _counts, macro, parse_array, pool, read_split
 from .settings import Settings, UserError, first_line, input_folder
-from .store import StageResult, Store, content_hash, derive_seed, write_json, write_rows
+from .store import StageResult, Store, content_hash, derive_seed, read_json, write_json, write_rows
 from .teacher import Request, ask, load_teacher, teacher_params
 
 # %% ../nbs/12a_fsa.ipynb #731e6c5e
@@ -133,33 +136,54 @@ def parse_linear(
     return pairs, unread
 
 # %% ../nbs/12a_fsa.ipynb #2f6026b1
+def _check_call(name, rules):
+    "Refuse an unknown set and unknown rules."
+    if name not in FSA_SETS:
+        raise UserError(f"There is no FSA set {name!r}. Sets: {', '.join(FSA_SETS)}. Name one of them.")
+    if rules not in ("official", "strict"):
+        raise UserError(f"Unknown scoring rules {rules!r}. Allowed: official, strict.")
+
+def _check_pair(name, record, output, place=""):
+    "Refuse a gold record that is not right and an output that is no text."
+    _check(name[:4], record, f"gold record{place}")
+    if output is not None and not isinstance(output, str):
+        raise UserError(
+            f"output{place} = {str(output)[:40]!r} is of type {type(output).__name__}, not a text. "
+            "Pass a string, or None for a missing output."
+        )
+
 def judge_fsa(
     name: str, # one of FSA_SETS
     record: Mapping, # gold, as `read_fsa` gives it
     output: "str|None", # what a model wrote
     rules: str = "official", # official | strict
 ) -> dict: # n_pred, pred_hits, n_gold, gold_hits, unread
-    "Count the pairs of one output."
+    """Count the pairs of one output; raises `UserError` for an unknown set or rules,
+    a gold record that is not right, and an output that is no text."""
+    _check_call(name, rules); _check_pair(name, record, output)
     sentence = record["sentence"] if name.startswith("atsa") else None
     gold = parse_linear(render_linear(fsa_pairs(name, record)), sentence)[0]
-    pairs, unread = parse_linear((output or "")[:65_536], sentence)
+    pairs, unread = parse_linear(output if output and len(output) <= MAX_OUTPUT else "", sentence)
     if rules == "strict": gold, pairs = list(dict.fromkeys(gold)), list(dict.fromkeys(pairs)) + [None] * unread
     return dict(_counts(pairs, gold), unread=unread)
 
+
+# %% ../nbs/12a_fsa.ipynb #5b0a7c11
 def score_fsa(
     name: str, # one of FSA_SETS
     records: Sequence[Mapping], # gold, as `read_fsa` gives it
     outputs: Sequence["str|None"], # one text a record
     rules: str = "official", # official | strict
 ) -> dict: # precision, recall, f1 (0..1), n_items, unread
-    "Micro F1 of linear forms; raises `UserError` for unknown rules and lists that do not pair up."
-    if rules not in ("official", "strict"):
-        raise UserError(f"Unknown scoring rules {rules!r}. Allowed: official, strict.")
+    """Micro F1 of linear forms; raises `UserError` for an unknown set or rules, lists that do not pair up,
+    and (by its index) a gold record that is not right or an output that is no text."""
+    _check_call(name, rules)
     if len(records) != len(outputs) or not len(outputs):
         raise UserError(
             f"{len(records)} gold records and {len(outputs)} outputs do not pair up. "
             "Pass one output for each record (None for a missing one), and at least one."
         )
+    for i, pair in enumerate(zip(records, outputs)): _check_pair(name, *pair, f" {i}")
     judged = [judge_fsa(name, *pair, rules) for pair in zip(records, outputs)]
     return pool(judged, empty=float(rules == "official")) | dict(
         n_items=len(judged), unread=sum(j["unread"] for j in judged)
@@ -167,10 +191,14 @@ def score_fsa(
 
 def is_implicit(
     record: Mapping, # a record of a test split
-) -> bool:
+) -> bool: # one of its opinions has no opinion words
     return any(not a.get("opinion_words") for a in record["aspects"])
 
-def is_mixed(record: Mapping) -> bool: return len({a["polarity"] for a in record["aspects"]}) > 1
+def is_mixed(
+    record: Mapping, # a record
+) -> bool: # its opinions differ in polarity
+    return len({a["polarity"] for a in record["aspects"]}) > 1
+
 
 # %% ../nbs/12a_fsa.ipynb #ab835830
 def embedded_fsa(
@@ -216,7 +244,7 @@ FSA_PROMPTS = {
         "so that the feeling behind each of its opinions is stated outright. Keep its facts."
     ),
 }
-_LINE = re.compile(r"^[\s\-*]*(opinion target|aspect|sentiment|reasoning)\s*(\d*)\s*:\s*(.*)$", re.I)
+_LINE = re.compile(r"^[\s\-*]*(?:\d+\.\s*)?(opinion target|aspect|sentiment|reasoning)\s*(\d*)\s*:\s*(.*)$", re.I)
 _REFUSAL = re.compile(
     r"^\W*(i'?m sorry|i am sorry|sorry,|as an ai\b"
     r"|i (cannot|can't|can not) (help|assist|provide|rewrite|analy[sz]e|comply|fulfil|do|process))",
@@ -236,42 +264,49 @@ def _target(text):
     return (quoted[1] if quoted else text).strip()
 
 # %% ../nbs/12a_fsa.ipynb #b2492f34
-def _lines(text):
-    """Opinions of the numbered form; a second review or a second first target
+def _goes_on(target, last, review):
+    "Whether a further target 1 is the same review's: it follows another target 1, and its words are the review's."
+    words = lambda text: set(re.findall(r"\w+", text.lower()))
+    return last in ("", "1") and (review is None or words(target) <= words(review))
+
+def _lines(text, review=None):
+    """Opinions of the numbered form. Another review, or the list begun anew,
     is the model talking to itself, and ends it."""
-    out, target, aspect = [], "", ""
-    for line in text.replace(" Reasoning:", "\nReasoning:").splitlines():
+    out, target, aspect, last = [], "", "", ""
+    for line in re.sub(r"\s+(?=(?:Aspect|Sentiment|Reasoning):)", "\n", text).splitlines():
         if out and re.match(r"\s*(review|response|example)\b[^:]*:", line, re.I): break
         if not (m := _LINE.match(line)): continue
-        key, number, value = m[1].lower(), m[2], m[3].strip()
+        key, number, value = m[1].lower(), m[2], m[3].strip(" \t,-")
         if key == "opinion target":
-            if out and number == "1": break
-            target, aspect = _target(value), ""
+            if out and number == "1" and not _goes_on(_target(value), last, review): break
+            target, aspect, last = _target(value), "", number
         elif key == "aspect": aspect = value
         elif key == "sentiment" and value:
             out.append(dict(
-                target=target, aspect=aspect, sentiment=value.rstrip(" -,"),
-                polarity=polarity_of(value), reasoning="",
+                target=target, aspect=aspect, sentiment=value, polarity=polarity_of(value), reasoning="",
             ))
-        elif key == "reasoning" and out: out[-1]["reasoning"] = value
+        elif key == "reasoning" and out: out[-1]["reasoning"] = m[3].strip()
     return out
 
+
+# %% ../nbs/12a_fsa.ipynb #6c1e9d22
 def parse_analysis(
     text: str, # a teacher's analysis: a JSON array or numbered lines
+    review: "str|None" = None, # what it is about; tells where another review begins
 ) -> list[dict]: # target, aspect, sentiment, polarity (None if unread), reasoning
     "The opinions of an analysis; never raises."
-    items = parse_array(text)[0]
-    if not items: return _lines(text)
     cell = lambda i, key: str(i.get(key) or "").strip()
+    # a list that follows the numbered lines is no array of opinions
     return [
         dict(
             target=cell(i, "aspect_term"), aspect=cell(i, "aspect_category"),
             sentiment=cell(i, "sentiment").capitalize(), polarity=polarity_of(cell(i, "sentiment")),
             reasoning=f'"{cell(i, "opinion")}"',
         )
-        for i in items
+        for i in parse_array(text)[0]
         if isinstance(i, dict) and cell(i, "aspect_term")
-    ]
+    ] or _lines(text, review)
+
 
 # %% ../nbs/12a_fsa.ipynb #d9d5a860
 def render_analysis(
@@ -294,10 +329,10 @@ def usable_response(
     response = response.strip()
     if not response or _REFUSAL.match(response): return "", "refusal or nothing"
     if kind == "analysis":
-        said = parse_analysis(response)
+        said = parse_analysis(response, text)
         kept = [
             o for o in said
-            if o["polarity"] and (o["target"].upper() == "NULL" or o["target"].lower() in text.lower())
+            if o["polarity"] and o["target"] and (o["target"].upper() == "NULL" or o["target"].lower() in text.lower())
         ]
         return (render_analysis(kept), "") if kept else (
             "",
@@ -338,6 +373,23 @@ def read_responses(
             response=response.strip(),
         ))
     return rows
+
+# %% ../nbs/12a_fsa.ipynb #7d2fa033
+def count_responses(
+    rows: Sequence[Mapping], # from `read_responses`
+) -> dict[str, int]: # analyses, rewrites; of each, the used ones; opinions read, kept; why the others were dropped
+    "What was read of a teacher's responses."
+    made = [(r, usable_response(r["kind"], r["text"], r["response"])) for r in rows]
+    of = lambda kind, used: sum(r["kind"] == kind and bool(u[0]) in used for r, u in made)
+    said = [o for r in rows if r["kind"] == "analysis" for o in parse_analysis(r["response"], r["text"])]
+    kept = [o for r, u in made if r["kind"] == "analysis" and u[0] for o in parse_analysis(u[0], r["text"])]
+    return dict(
+        analyses=of("analysis", (True, False)), analyses_used=of("analysis", (True,)),
+        rewrites=of("rewrite", (True, False)), rewrites_used=of("rewrite", (True,)),
+        opinions=len(said), opinions_with_polarity=sum(o["polarity"] is not None for o in said),
+        opinions_kept=len(kept),
+    ) | dict(Counter(why for _, (_, why) in made if why))
+
 
 # %% ../nbs/12a_fsa.ipynb #2e4e289d
 NEWLINE = "<nl>"
@@ -397,54 +449,85 @@ def encode_texts(
 
 # %% ../nbs/12a_fsa.ipynb #2c9d33ff
 def _t5_arguments(settings, work, epochs, batch, lr, seed):
-    "What the trainer is told: AdamW with a linear decay, inputs of similar length together."
+    "What the trainer is told: AdamW with a linear decay, on one GPU at most."
     import torch
     from transformers import TrainingArguments
     from compeffdist.students import bf16_pays
     cuda = torch.cuda.is_available()
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(work), num_train_epochs=epochs, per_device_train_batch_size=batch,
         learning_rate=lr, lr_scheduler_type="linear", weight_decay=0.01, max_grad_norm=1.0, seed=seed,
         bf16=settings.train_precision == "bf16" and bf16_pays(), use_cpu=not cuda, dataloader_pin_memory=cuda,
-        train_sampling_strategy="group_by_length",
         logging_strategy="steps", logging_steps=10, report_to="none", disable_tqdm=True,
         save_strategy="steps" if settings.train_save_steps else "no",
         save_steps=settings.train_save_steps or 500, save_total_limit=1,
     )
+    args._n_gpu = min(args.n_gpu, 1) # with more, each would get a whole batch (DataParallel)
+    return args
+
+
+# %% ../nbs/12a_fsa.ipynb #9a41c255
+def _t5_trainer(batch, **given):
+    "A trainer whose batches hold inputs of similar length, in an order that a resumed run has too."
+    import torch
+    from transformers import Trainer
+    from transformers.trainer_callback import PrinterCallback
+    from compeffdist.base import length_batches
+    class Order(torch.utils.data.Sampler):
+        def __init__(self, lengths, seed): self.lengths, self.seed, self.epoch = lengths, seed, 0
+        def __len__(self): return len(self.lengths)
+        def set_epoch(self, epoch): self.epoch = int(epoch)
+        def __iter__(self):
+            batches = length_batches(self.lengths, batch, random.Random(f"{self.seed}/{self.epoch}"))
+            return iter([i for b in sorted(batches, key=lambda b: len(b) < batch) for i in b])
+    class T5Trainer(Trainer):
+        def _get_train_sampler(self, train_dataset=None):
+            return Order([len(r["input_ids"]) for r in self.train_dataset], self.args.seed)
+    trainer = T5Trainer(**given)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
 
 # %% ../nbs/12a_fsa.ipynb #303c985f
+def _t5_rows(pairs, tokenizer, settings):
+    "Token ids of inputs and outputs; raises `UserError` for none."
+    if not pairs:
+        raise UserError(
+            "There is nothing to train the seq2seq student on. Raise fsa_corpus, or use a larger benchmark."
+        )
+    inputs, outputs = (
+        encode_texts([p[k] for p in pairs], tokenizer, length)
+        for k, length in enumerate((settings.fsa_input_tokens, settings.fsa_output_tokens))
+    )
+    return [dict(input_ids=i, labels=o) for i, o in zip(inputs, outputs)]
+
 def train_t5(
     model: Any, # changed in place
     tokenizer: Any, # its tokenizer
     pairs: Sequence[tuple[str, str]], # (input, output)
     settings: Settings, # fsa_input_tokens, fsa_output_tokens, train_precision, train_save_steps
     work: Path, # checkpoints of an interrupted run
-    epochs: float, batch: int, lr: float, seed: int, # the schedule
+    epochs: float, # how often each pair is seen
+    batch: int, # pairs a step
+    lr: float, # at the start of its linear decay
+    seed: int, # batch order and dropout
+    name: str = "t5", # shown beside the progress bar
 ) -> dict: # rows, steps, final_loss
-    "Teach a seq2seq model to write the outputs."
-    from transformers import DataCollatorForSeq2Seq, Trainer, set_seed
-    from transformers.trainer_callback import PrinterCallback
-    from compeffdist.students import _checkpoint
-    rows = [
-        dict(input_ids=i, labels=o)
-        for i, o in zip(
-            encode_texts([p[0] for p in pairs], tokenizer, settings.fsa_input_tokens),
-            encode_texts([p[1] for p in pairs], tokenizer, settings.fsa_output_tokens),
-        )
-    ]
-    if not rows:
-        raise UserError(
-            "There is nothing to train the seq2seq student on. Raise fsa_corpus, or use a larger benchmark."
-        )
+    """Teach a seq2seq model to write the outputs, or go on from a checkpoint in `work`;
+    raises `UserError` for no pair."""
+    from transformers import DataCollatorForSeq2Seq, set_seed
+    from compeffdist.students import _checkpoint, _progress
+    rows = _t5_rows(pairs, tokenizer, settings)
     set_seed(seed)
-    trainer = Trainer(
-        model=model, args=_t5_arguments(settings, work, epochs, batch, lr, seed), train_dataset=rows,
+    trainer = _t5_trainer(
+        batch, model=model, args=_t5_arguments(settings, work, epochs, batch, lr, seed), train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        callbacks=[_progress(f"{name}, {len(rows):,} rows")],
     )
-    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_checkpoint(work))
     losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
     return dict(rows=len(rows), steps=trainer.state.global_step, final_loss=round(losses[-1], 4) if losses else None)
+
 
 # %% ../nbs/12a_fsa.ipynb #d4dd5e20
 def write_outputs(
@@ -618,7 +701,7 @@ def fsa_pretrain_stage(
         model.save_pretrained(out/"plain"); tok.save_pretrained(out/"plain")
         log = train_t5(
             model, tok, pairs, s, work, s.fsa_pretrain_epochs, s.fsa_pretrain_batch, s.fsa_pretrain_lr,
-            derive_seed(s.seed, "fsa", "pretrain"),
+            derive_seed(s.seed, "fsa", "pretrain"), "t5 pre-training",
         )
         model.save_pretrained(out/"pretrained"); tok.save_pretrained(out/"pretrained")
         return log | dict(parameters=model.num_parameters())
@@ -638,12 +721,12 @@ FSA_SUBSETS = dict(
 )
 
 # %% ../nbs/12a_fsa.ipynb #6405fb4e
-def _test_outputs(model, tokenizer, tests, settings):
-    "What the student writes for the records of each split: (split, place, record, output)."
+def _test_outputs(name, model, tokenizer, tests, settings):
+    "What the student writes for the chosen records of each split: (split, place, record, output)."
     asked = [
-        (split, i, r)
+        (split, i, records[i])
         for split, records in tests.items()
-        for i, r in enumerate(records[:settings.eval_limit or None])
+        for i in pick_items(len(records), settings.eval_limit, settings.seed, f"{name}/{split}")
     ]
     outputs = write_outputs(model, tokenizer, [r["sentence"] for _, _, r in asked], settings)
     return [(*a, o) for a, o in zip(asked, outputs)]
@@ -685,8 +768,9 @@ def fsa_student_stage(
             log = train_t5(
                 model, tok, [(r["sentence"], render_linear(fsa_pairs(name, r))) for r in train], s,
                 work/str(seed), s.fsa_epochs, s.fsa_batch, s.fsa_lr, derive_seed(seed, "fsa", name),
+                f"t5 {start}, {name}, seed {seed}",
             )
-            made = _test_outputs(model, tok, tests, s)
+            made = _test_outputs(name, model, tok, tests, s)
             who = dict(family="t5", system=start, task=name, seed=seed)
             items += [who | row for row in _judged_items(name, made, s.eval_rules)]
             scores += [who | row for row in _subset_scores(name, made, s.eval_rules)]
@@ -700,34 +784,37 @@ def fsa_student_stage(
 
 # %% ../nbs/12a_fsa.ipynb #daf0d266
 def fsa_zero_shot_stage(
-    settings: Settings, # eval_limit
+    settings: Settings, # eval_limit, seed, fsa_input_tokens
     store: Store, # holds SentiBench and the pre-trained student
     tasks: Sequence[str] = ("yelp2", "sst2"), # SentiBench tasks of two classes
 ) -> StageResult: # items.parquet, scores.parquet
-    "Sentiment classification by the pre-trained student and by its plain start, no label seen."
+    """Sentiment classification by the pre-trained student and by its plain start, no label seen,
+    of the items that the other systems are asked."""
     s = settings
     def build(out, work):
         items, scores = [], []
         for start in ("plain", "pretrained"):
             model, tok = load_t5(store.path("fsa-pretrained", start))
             for task in tasks:
-                records = read_split(store.path("benchmark", "benchmark"), task, "test")[:s.eval_limit or None]
-                answers = zero_shot(model, tok, [r["sentence"] for r in records], s, TASKS[task].labels)
+                records = read_split(store.path("benchmark", "benchmark"), task, "test")
+                chosen = pick_items(len(records), s.eval_limit, s.seed, task)
+                said = zero_shot(model, tok, [records[i]["sentence"] for i in chosen], s, TASKS[task].labels)
                 pairs, who = (
-                    list(zip(answers, [r["label"].lower() for r in records])),
+                    list(zip(said, [records[i]["label"].lower() for i in chosen])),
                     dict(family="t5", system=start, task=task),
                 )
-                scores.append(who | dict(metric="macro_f1", n_items=len(records)) | macro(pairs, TASKS[task].labels))
+                scores.append(who | dict(metric="macro_f1", n_items=len(chosen)) | macro(pairs, TASKS[task].labels))
                 items += [
-                    who | dict(seed=s.seed, item=i, parsed=said, gold=gold)
-                    for i, (said, gold) in enumerate(pairs)
+                    who | dict(seed=s.seed, item=i, parsed=parsed, gold=gold)
+                    for i, (parsed, gold) in zip(chosen, pairs)
                 ]
         write_rows(out/"items.parquet", items); write_rows(out/"scores.parquet", scores)
         return dict(rows_out=len(scores))
     return store.stage(
         "fsa-zero-shot", build, inputs=["fsa-pretrained", "benchmark"],
-        params=dict(tasks=tasks, eval_limit=s.eval_limit, input_tokens=s.fsa_input_tokens), code=["fsa"],
+        params=dict(tasks=tasks, eval_limit=s.eval_limit, input_tokens=s.fsa_input_tokens, seed=s.seed), code=["fsa"],
     )
+
 
 # %% ../nbs/12a_fsa.ipynb #91d51826
 def fsa_stages(
@@ -748,3 +835,53 @@ def fsa_stages(
         "t5 students",
     )
     return done + [fsa_zero_shot_stage(settings, store)]
+
+# %% ../nbs/12a_fsa.ipynb #a1d3f802
+def _t5_facts(store):
+    "What the run's records say of the pre-trained student, by the rows of its card."
+    corpus, own, texts = (store.json(n, "stage.json") for n in ("fsa-corpus", "fsa-pretrained", "texts"))
+    asked, p, n = corpus["params"], own["params"], corpus["counts"]
+    built = p["fsa_model"] == "build"
+    return {
+        "Data": f"{n['analysis']:,} analyses and {n['rewrite']:,} rewrites of reviews; "
+            f"texts of source {texts['params'].get('texts_source', 'not known')}",
+        "Teacher": f"{asked['model']}, revision {asked['revision']}, back end {asked['backend']}"
+            + (" (a rule-based stand-in, no language model)" if asked["backend"] == "embedded" else ""),
+        "Start": f"a random T5 of {own['counts']['parameters']:,} parameters" if built
+            else f"{p['fsa_model']}, revision {p['fsa_revision']}",
+        "Trained on": ", ".join(f"`{prefix}<review>` → {kind}" for kind, prefix in _PREFIX.items())
+            + f"; a line break is the token `{NEWLINE}`; not fine-tuned on any benchmark",
+        "Training": f"{own['counts']['steps']:,} steps, epochs {p['fsa_pretrain_epochs']}, "
+            f"batch {p['fsa_pretrain_batch']}, learning rate {p['fsa_pretrain_lr']}, "
+            f"inputs of at most {p['fsa_input_tokens']} tokens, outputs of {p['fsa_output_tokens']}",
+        "Licence": "not stated; texts, teacher and start have terms of their own",
+        "Command": f"`make replicate PROFILE={store.settings.profile}`",
+    }
+
+
+# %% ../nbs/12a_fsa.ipynb #a1d3f803
+def export_t5(
+    store: Store, # holds the pre-trained student
+    to: "str|Path", # a new or empty folder
+) -> Path: # the folder: an ordinary transformers checkpoint with README.md
+    """Copy the pre-trained student with its model card; raises `UserError` if it was not made,
+    or if the target holds anything."""
+    to, source = Path(to), store.path("fsa-pretrained", "pretrained")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"{to} exists and is not empty. Name a new folder.")
+    card = (
+        "---\nlanguage: en\nlibrary_name: transformers\npipeline_tag: text2text-generation\n"
+        "tags: [sentiment-analysis, distillation, compeffdist]\n---\n\n"
+        f"# T5 pre-trained on a teacher's analyses and rewrites (profile {store.settings.profile})\n\n"
+        "Made by compeffdist, an independent replication of FSA-Distillation (arXiv 2412.18552).\n\n"
+        "| | |\n|---|---|\n" + "".join(f"| {k} | {v} |\n" for k, v in _t5_facts(store).items())
+        + "\n## Use\n\n```python\nfrom compeffdist.fsa import load_t5, write_outputs\n"
+        "from compeffdist.settings import load_settings\n"
+        "model, tokenizer = load_t5(\"<this folder>\")\n"
+        f"write_outputs(model, tokenizer, [\"{_PREFIX['analysis']}The soup was lovely.\"], load_settings(\"tiny\"))"
+        "\n```\n\n`AutoModelForSeq2SeqLM.from_pretrained` loads it as well.\n"
+    )
+    shutil.copytree(source, to, dirs_exist_ok=True)
+    (to/"README.md").write_text(card, encoding="utf-8")
+    return to
+

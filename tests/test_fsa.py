@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 from compeffdist import fsa, texts
 from compeffdist.fsa import (
-    FSA_POLARITIES, FSA_SETS, FSA_SPLITS, embedded_fsa, fsa_pairs, is_implicit, is_mixed, parse_analysis,
+    FSA_POLARITIES, FSA_SETS, FSA_SPLITS, count_responses,
+    embedded_fsa, fsa_pairs, is_implicit, is_mixed, parse_analysis,
     parse_linear, polarity_of, read_fsa, read_responses, render_analysis, render_linear, score_fsa, usable_response)
+from compeffdist.evaluate import build_items, pick_items
+from compeffdist.sentibench import MAX_OUTPUT, read_split
 from compeffdist.settings import UserError, load_settings
 from compeffdist.store import Store
 
@@ -172,13 +175,16 @@ def test_the_real_benchmark_reads_and_its_gold_scores_one(name):
 def test_the_real_responses_are_told_apart_and_read():
     rows = read_responses(REAL/"mixtral_test_500.jsonl")
     assert Counter(r["kind"] for r in rows) == dict(analysis=234, rewrite=266)
-    used = Counter((r["kind"], bool(usable_response(r["kind"], r["text"], r["response"])[0])) for r in rows)
-    assert used["analysis", True] >= 220 and used["rewrite", True] == 266
-    opinions = [o for r in rows if r["kind"] == "analysis" for o in parse_analysis(r["response"])]
-    assert (
-        len(opinions) > 850
-        and sum(o["polarity"] is not None for o in opinions) > 0.9 * len(opinions)
-        and all(o["target"] for o in opinions[:50]))
+    assert count_responses(rows) == {
+        "analyses": 234, "analyses_used": 226, "rewrites": 266, "rewrites_used": 266,
+        "opinions": 960, "opinions_with_polarity": 909, "opinions_kept": 789,
+        "no opinion with a polarity and a target in the review": 7, "no opinion could be read": 1}
+    said = [parse_analysis(r["response"], r["text"]) for r in rows if r["kind"] == "analysis"]
+    # a list behind the lines, a target under several aspects, a line for each opinion, empty fields, self-talk
+    assert {i: len(said[i]) for i in (2, 42, 70, 134, 211, 109, 115, 200, 73, 131, 175)} == {
+        2: 3, 42: 2, 70: 6, 134: 6, 211: 6, 109: 4, 115: 3, 200: 0, 73: 2, 131: 3, 175: 1}
+    opinions = [o for part in said for o in part]
+    assert [i for i, part in enumerate(said) for o in part if not o["target"]] == [24, 24] # which names none there
     assert not any("Opinion Target" in o["aspect"] + o["sentiment"] for o in opinions)
     first = parse_analysis(next(r["response"] for r in rows if "wireless adapter" in r["response"]))
     assert [(o["target"], o["aspect"], o["sentiment"], o["polarity"]) for o in first] == [
@@ -209,6 +215,7 @@ def test_an_analysis_is_read_from_json_and_from_lines_alike():
 @pytest.mark.parametrize("kind, response, why", [
     ("analysis", "I'm sorry, I cannot.", "refusal"),
     ("analysis", "All good.", "no opinion could be read"),
+    ("analysis", "Opinion Target 1:\nSentiment: Positive", "target in the review"),
     ("rewrite", "", "nothing"),
     ("rewrite", 'Opinion Target 1: "soup"', "an analysis"),
     ("analysis", 'Opinion Target 1: "fish"\nSentiment: Positive', "target in the review"),
@@ -263,6 +270,26 @@ def test_zero_shot_equals_a_slow_twin(small):
     slow = [max(("negative", "positive"), key=lambda l: logp(t, l)) for t in texts]
     assert fsa.zero_shot(model, tok, texts, s) == slow
 
+def given_away(store, to):
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    assert fsa.export_t5(store, to) == to and not (to/"stage.json").exists()
+    given, kept = (
+        AutoModelForSeq2SeqLM.from_pretrained(p) for p in (to, store.path("fsa-pretrained", "pretrained")))
+    assert all(torch.equal(p, q) for p, q in zip(given.parameters(), kept.parameters(), strict=True))
+    assert AutoTokenizer.from_pretrained(to).convert_tokens_to_ids(fsa.NEWLINE) is not None
+    card, counts = (to/"README.md").read_text(), store.json("fsa-corpus", "stage.json")["counts"]
+    for said in (
+            f"| Data | {counts['analysis']} analyses and {counts['rewrite']} rewrites", "rule-based stand-in",
+            f"a random T5 of {given.num_parameters():,} parameters", "| Licence | not stated",
+            "make replicate PROFILE=tiny", "source embedded"):
+        assert said in card, said
+    with pytest.raises(UserError, match="is not empty"): fsa.export_t5(store, to)
+
+def test_a_t5_that_was_not_made_cannot_be_given_away(tmp_path):
+    store = Store(load_settings("tiny", outputs=str(tmp_path)))
+    with pytest.raises(UserError, match="'fsa-pretrained' has not been run"): fsa.export_t5(store, tmp_path/"given")
+
 def test_the_whole_system_runs_and_is_cached(tmp_path, monkeypatch):
     s = load_settings(
         "tiny", outputs=str(tmp_path), texts_total=40, benchmark_train=8, benchmark_test=12,
@@ -282,8 +309,19 @@ def test_the_whole_system_runs_and_is_cached(tmp_path, monkeypatch):
     scores = store.rows("fsa-acsa-rest16-plain", "scores.parquet").to_pandas().set_index("subset")
     test = items[items.split == "test"]
     assert scores.n_items["test"] == len(test) == 6 and set(scores.index) >= {"test", "hard_test", "mixed"}
-    assert scores.f1["test"] == score_fsa(
-        "acsa/rest16", read_fsa(store.path("fsa-data"), "acsa/rest16", "test")[:6], list(test.output))["f1"]
+    records = read_fsa(store.path("fsa-data"), "acsa/rest16", "test")
+    chosen = pick_items(len(records), 6, s.seed, "acsa/rest16/test")
+    assert list(test["item"]) == chosen != list(range(6))
+    assert scores.f1["test"] == score_fsa("acsa/rest16", [records[i] for i in chosen], list(test.output))["f1"]
+    zero = store.rows("fsa-zero-shot", "items.parquet").to_pandas()
+    asked = {(i.task.name, i.item) for i in build_items(
+        store.path("benchmark", "benchmark"), ["yelp2", "sst2"], 1, [42], 6, run_seed=s.seed)}
+    for system in ("plain", "pretrained"):
+        part = zero[zero.system == system]
+        assert len(part) == 12 and set(zip(part.task, part["item"])) == asked
+    labels = {t: read_split(store.path("benchmark", "benchmark"), t, "test") for t in ("yelp2", "sst2")}
+    assert all(r.gold == labels[r.task][r.item]["label"].lower() for r in zero.itertuples())
+    given_away(store, tmp_path/"given")
     assert all(r.cached for r in fsa.fsa_stages(s, store))
     assert fsa.fsa_stages(s.model_copy(update=dict(fsa="none")), store) == []
 
@@ -326,3 +364,112 @@ def test_a_response_that_is_no_text_is_named_with_file_and_line(tmp_path, line):
     (file := tmp_path/"x.jsonl").write_text('{"Text": "a", "mixtral_response": "b"}\n' + line)
     with pytest.raises(UserError, match="line 2 is no record") as e: read_responses(file)
     assert str(file) in str(e.value) and line[:20] in str(e.value)
+
+def test_gold_that_is_not_right_is_named_by_its_index():
+    good = record("the soup", aspect("soup", "positive", 4, 8))
+    for wrong, says in (
+            (aspect("soup", "meh"), "gold record 1, aspects\\[0\\]: polarity = 'meh' is not allowed"),
+            ({"target": "soup"}, "gold record 1, aspects\\[0\\]: polarity = None is not allowed"),
+            (aspect("rice", "positive"), "gold record 1, aspects\\[0\\]: target = 'rice' does not occur"),
+            ({"polarity": "positive"}, "gold record 1, aspects\\[0\\] has no target")):
+        with pytest.raises(UserError, match=says):
+            score_fsa("atsa/rest14", [good, record("the soup", wrong)], ["", ""])
+    with pytest.raises(UserError, match="gold record: aspects = 'None' is not a list"):
+        fsa.judge_fsa("atsa/rest14", dict(sentence="soup", aspects=None), "")
+    for call in (fsa.judge_fsa, lambda name, r, o, rules: score_fsa(name, [r], [o], rules)):
+        with pytest.raises(UserError, match="no FSA set 'atsa/rest15'. Sets: atsa/laptop14"):
+            call("atsa/rest15", good, "", "official")
+        with pytest.raises(UserError, match="'loose'. Allowed: official, strict"):
+            call("atsa/rest14", good, "", "loose")
+
+@pytest.mark.parametrize("rules", ["official", "strict"])
+def test_an_output_beyond_the_limit_is_no_prediction(rules):
+    gold, line = record("soup", aspect("soup", "positive", 0, 4)), "soup | positive ; x"
+    longest = line + " " * (MAX_OUTPUT - len(line))
+    read, cut = (fsa.judge_fsa("atsa/rest14", gold, text, rules) for text in (longest, longest + " "))
+    assert (read["gold_hits"], read["unread"]) == (1, 1) and read["n_pred"] == 1 + (rules == "strict")
+    assert cut == fsa.judge_fsa("atsa/rest14", gold, None, rules)
+
+@pytest.mark.parametrize("output", [7, 0, float("nan"), ["soup | positive"], {}, b"soup | positive"])
+def test_an_output_that_is_no_text_is_named_by_its_index(output):
+    gold = [record("soup", aspect("soup", "positive", 0, 4))] * 3
+    with pytest.raises(UserError, match=f"output 2 = .* is of type {type(output).__name__}"):
+        score_fsa("atsa/rest14", gold, ["", None, output])
+
+# where an analysis ends
+opinion = lambda target, number=1, sentiment="Positive", head="": (
+    f'{head}Opinion Target {number}: "{target}"\nAspect: quality\nSentiment: {sentiment}\nReasoning: because.\n\n')
+
+@pytest.mark.parametrize("list_", [
+    '["Opinion Target 1: \'soup\'", "Opinion Target 2: \'tea\'"]', '[{"OpinionTarget": "soup"}]', "[1, null]", "[]"])
+def test_a_list_beside_the_numbered_lines_hides_no_opinion(list_):
+    said = opinion("soup") + opinion("tea", 2) + f"Response:\n{list_}"
+    assert [o["target"] for o in parse_analysis(said)] == ["soup", "tea"]
+
+@pytest.mark.parametrize("said, targets", [
+    (opinion("soup") + opinion("soup") + opinion("tea", 2), ["soup", "soup", "tea"]), # another aspect
+    (opinion("the soup") + opinion("their tea"), ["the soup"]), # a word that is not in the review
+    (opinion("soup") + opinion("tea", 2) + opinion("soup"), ["soup", "tea"]), # the list again
+    (opinion("soup") + "Review: the tea is bad\n" + opinion("tea"), ["soup"]),
+    (opinion("soup") + "Example Output:\n" + opinion("tea"), ["soup"]),
+    (opinion("soup", head="1. ") + opinion("tea", 2, head="2. "), ["soup", "tea"])])
+def test_a_second_first_target_ends_the_analysis_only_where_it_is_not_the_reviews(said, targets):
+    assert [o["target"] for o in parse_analysis(said, "The soup was good, the tea too.")] == targets
+
+def test_opinions_on_one_line_each_are_read():
+    said = (
+        'Opinion Target 1: "soup", Aspect: Taste, Sentiment: Positive, Reasoning: good.\n'
+        'Opinion Target 2: "tea" -- Aspect: Price -- Sentiment: Negative - Reasoning: dear.')
+    assert [tuple(o.values()) for o in parse_analysis(said)] == [
+        ("soup", "Taste", "Positive", "positive", "good."), ("tea", "Price", "Negative", "negative", "dear.")]
+
+# training
+def trained(small, folder, name="t5", **kw):
+    from copy import deepcopy
+    s, model, tok = small
+    pairs = [(f"The soup was lovely {c} and the staff rude.", f"soup {c} | positive") for c in "abcdefghijkl"]
+    model = deepcopy(model)
+    log = fsa.train_t5(model, tok, pairs, s.model_copy(update=kw), folder, 4, 4, 1e-2, 3, name)
+    return model, log
+
+def test_an_interrupted_training_ends_with_the_same_weights(small, tmp_path, monkeypatch):
+    import torch
+    from transformers import TrainerCallback
+    from compeffdist import students
+    whole, log = trained(small, tmp_path/"whole", train_save_steps=2)
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **kw):
+            if state.global_step == 9: raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(students, "_progress", lambda name: Kill())
+        with pytest.raises(KeyboardInterrupt): trained(small, tmp_path/"cut", train_save_steps=2)
+    assert students._checkpoint(tmp_path/"cut").endswith("checkpoint-8") # in the third of four epochs
+    resumed, again = trained(small, tmp_path/"cut", train_save_steps=2)
+    assert log["steps"] == again["steps"] == 12
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters()))
+
+def test_each_epoch_has_an_order_of_its_own(small, tmp_path):
+    s, model, tok = small
+    rows = [dict(input_ids=[5] * n, labels=[6]) for n in range(2, 24)]
+    order = fsa._t5_trainer(
+        4, model=model, args=fsa._t5_arguments(s, tmp_path, 1, 4, 1e-3, 7), train_dataset=rows)._get_train_sampler()
+    drawn = []
+    for epoch in (0, 1, 0): order.set_epoch(epoch); drawn.append(list(order))
+    assert drawn[0] == drawn[2] != drawn[1] and all(sorted(d) == list(range(22)) for d in drawn)
+    assert max(drawn[0][4 * k + 3] - drawn[0][4 * k] for k in range(5)) == 3 # lengths side by side share a batch
+
+def test_training_shows_what_is_done_and_left(small, tmp_path, capsys):
+    trained(small, tmp_path, "t5 plain, atsa/rest14")
+    said = capsys.readouterr().err
+    assert "t5 plain, atsa/rest14, 12 rows" in said and "12/12" in said and "step/s" in said
+
+def test_several_gpus_leave_the_batch_as_it_is(small, tmp_path, monkeypatch):
+    import torch
+    from transformers import TrainingArguments
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    usual = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=16)
+    assert (usual.n_gpu, usual.train_batch_size) == (4, 64)
+    args = fsa._t5_arguments(small[0], tmp_path, 1, 16, 1e-3, 1)
+    assert (args.n_gpu, args.train_batch_size) == (1, 16)

@@ -68,13 +68,11 @@ def test_training_tokens_are_epochs_of_each_systems_share():
     )
     tokens = lambda s: next(l["tokens_in"] for l in student_lines(s) if l["stage"] == "training: qwen3")
     assert tokens(two) == pytest.approx(2*tokens(one), rel=1e-6)
-    more = load_settings("paper", train_epochs=1, families="qwen3", curve_rates="0.1, 1.0", lineage=False)
+    once = dict(train_epochs=1, curve_rates="0.1, 1.0", curve_draws=1, lineage=False, all_families=False)
+    more = load_settings("paper", families="qwen3", **once)
     # the second family trains on everything only
     assert tokens(more)/tokens(
-        load_settings(
-            "paper", train_epochs=1, families="llama, qwen3", curve_rates="0.1, 1.0", lineage=False,
-            all_families=False)
-    ) == pytest.approx(1.2)
+        load_settings("paper", families="llama, qwen3", **once)) == pytest.approx(1.2)
 
 @pytest.mark.parametrize("profile", ["tiny", "mini"])
 def test_planned_tokens_are_near_what_the_committed_run_read(profile):

@@ -565,21 +565,24 @@ def student_stage(
 
 # %% ../nbs/10_students.ipynb #6043f1fc
 def loss_figure(
-    logs: dict[str, dict], # name -> log.json's content
+    panels: dict[str, dict[str, dict]], # title -> name -> log.json's content
 ): # matplotlib figure
     "Training loss over the share of training that is done, one line a student."
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
-    fig, ax = plt.subplots(figsize=(7.6, max(3.2, 0.22 * len(logs))))
-    looks = product((1.2, 2.2), ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))) # told apart in grey too
-    for (name, log), (width, dash) in zip(logs.items(), cycle(looks)):
-        ax.plot(
-            [100 * p["step"] / log["steps"] for p in log["curve"]],
-            [p["loss"] for p in log["curve"]],
-            label=f"{name} ({log['steps']:,} steps)", lw=width, ls=dash)
-    ax.set(xlabel="share of training (%)", ylabel="training loss (nats)", yscale="log")
-    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(ScalarFormatter())
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.3 * len(panels), 4.6), sharey=True, squeeze=False)
+    for ax, (title, logs) in zip(axes[0], panels.items()):
+        looks = product((1.2, 2.2), ("-", "--", ":", "-.")) # told apart in grey, too
+        shades = [plt.cm.viridis(0.85 * i / max(1, len(logs) - 1)) for i in range(len(logs))]
+        for (name, log), shade, (width, dash) in zip(logs.items(), shades, cycle(looks)):
+            ax.plot(
+                [100 * p["step"] / log["steps"] for p in log["curve"]],
+                [p["loss"] for p in log["curve"]],
+                label=f"{name} ({log['steps']:,} steps)", color=shade, lw=width, ls=dash)
+        ax.set(title=title, xlabel="share of training (%)", yscale="log")
+        ax.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(ScalarFormatter())
+    axes[0][0].set_ylabel("training loss (nats)")
     return fig

@@ -13,8 +13,8 @@ from compeffdist.systems import CONSTRUCTIONS, System, systems
 from compeffdist.texts import benchmark_stage, texts_stage
 
 SMALL = dict(
-    benchmark_train=20, benchmark_test=8, texts_total=150, attributes_min_count=2, corpus_size=60, instructions_max_tasks=2, instructions_demo_calls=2,
-    instructions_analysis_prompts=2, ablations=True, ablation_rate=0.4, families="llama", other_counts="2",
+    benchmark_train=20, benchmark_test=8, texts_total=150, attributes_min_count=2, corpus_size=60,
+    instructions_max_tasks=2, instructions_demo_calls=2, instructions_analysis_prompts=2, ablations=True, ablation_rate=0.4, families="llama", other_counts="2",
     other_clusterings="kmeans, agglomerative", other_teachers="student:llama", eval_max_new_tokens=12,
     teacher_max_failure_rate=1)
 
@@ -22,7 +22,9 @@ def built(folder, **over):
     "A store with everything up to the instructions."
     s = load_settings("tiny", outputs=str(folder), **SMALL | over)
     store = Store(s)
-    for stage in (benchmark_stage, texts_stage, attributes_stage, perspectives_stage, instructions_stage): stage(s, store)
+    for stage in (
+        benchmark_stage, texts_stage, attributes_stage, perspectives_stage, instructions_stage,
+    ): stage(s, store)
     return s, store
 
 @pytest.fixture(scope="module")

@@ -219,3 +219,42 @@ def test_another_measure_is_another_column_and_a_missing_one_is_named():
     assert 80 < len(sample_by_difficulty(d, .3, column="ifd_score")) < 160
     with pytest.raises(UserError, match="no column 'perplexity_score'.*ifd_score"):
         sample_by_difficulty(d, .3, column="perplexity_score")
+
+
+def test_a_familys_sample_goes_by_its_own_students_difficulty(tmp_path, monkeypatch):
+    "The twin: a run in which that family is the first."
+    from compeffdist import base
+    from compeffdist.difficulty import difficulty_stage
+    from compeffdist.sampling import sampling_stage, system_sample
+    from compeffdist.settings import load_settings
+    from compeffdist.store import Store, write_rows
+    from compeffdist.systems import System
+    shipped, lines = tmp_path/"shipped", [
+        "The soup was lovely.", "A dull film.", "Great, another delay. Just what I needed.",
+        "I miss you so much.", "The shop opens at nine.", "Terrible service!"] * 6
+    for family in ("llama", "qwen3"):
+        base.build_base(
+            family, [f"{t} {i}" for i, t in enumerate(lines)], shipped/family,
+            steps=1, batch=2, vocab=420, hidden=16, layers=1, heads=2)
+        base.seal(shipped/family, family=family)
+    monkeypatch.setattr(base, "students_folder", lambda: shipped)
+    rows = corpus(60, 3).drop(columns="rank_score").assign(
+        prompt=[f"Judge text {i}. Output:" for i in range(60)], answer=["lovely", "a dull film"] * 30)
+    def store_of(families, name):
+        s = load_settings("tiny", outputs=str(tmp_path/name), families=families, workers=1, sampling_rate=0.5)
+        store = Store(s)
+        store.stage("corpus", lambda out, work: write_rows(out/"corpus.parquet", rows) or {})
+        difficulty_stage(s, store)
+        return s, store
+    s, store = store_of("llama, qwen3", "both")
+    own = dict(method="soft", rate=0.5)
+    theirs = system_sample(s, store, System("qwen3", "difficulty-50", scored_by="qwen3", **own))
+    first = system_sample(s, store, System("llama", "difficulty-50", **own))
+    twin_settings, twin = store_of("qwen3", "alone")
+    alone = sampling_stage(twin_settings, twin, "difficulty-50", 0.5, "soft")
+    read = lambda store, name: store.rows(name, "sample.parquet").to_pandas()
+    assert (theirs.name, first.name) == ("sample-difficulty-50-qwen3", "sample-difficulty-50")
+    assert read(store, theirs.name).equals(read(twin, alone.name))
+    assert not read(store, theirs.name).rank_score.equals(read(store, first.name).rank_score)
+    assert store.has("difficulty-qwen3") and system_sample(
+        s, store, System("qwen3", "difficulty-50", scored_by="qwen3", **own)).cached

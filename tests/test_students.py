@@ -605,10 +605,12 @@ def test_out_of_memory_in_a_group_says_which_settings_keep_the_effective_batch(o
         assert batch * steps == own * accumulation * 2 # what the two processes took together
 
 def test_no_rows_and_no_end_token_are_errors(tok):
-    with pytest.raises(UserError, match="There are no training rows. Raise sampling_rate"): students.encode_rows([], tok)
+    with pytest.raises(UserError, match="There are no training rows. Raise sampling_rate"):
+        students.encode_rows([], tok)
     from copy import deepcopy
     endless = deepcopy(tok); endless.eos_token = None
-    with pytest.raises(UserError, match="has no end token"): students.encode_rows([dict(prompt="p", answer="a")], endless)
+    with pytest.raises(UserError, match="has no end token"):
+        students.encode_rows([dict(prompt="p", answer="a")], endless)
 
 @pytest.mark.parametrize(
     "family, end", [("llama", "<|eot_id|>"), ("qwen3", "<|im_end|>"), ("gemma3", "<end_of_turn>")])

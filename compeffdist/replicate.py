@@ -260,14 +260,18 @@ def write_manifest(
         for s in store.stages()
     }
     peak = max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)) / 2**20
+    made = dict(
+        commit=git_commit(project_root()),
+        seconds=round(sum(durations.values()) if seconds is None else seconds, 1), stages_built=list(built))
     if kept and (store.root/"manifest.json").is_file(): # of the run that did the work
-        peak = max(peak, read_json(store.root/"manifest.json").get("peak_process_gib", 0))
+        known = read_json(store.root/"manifest.json")
+        peak = max(peak, known.get("peak_process_gib", 0))
+        if set(kept) == set(durations): made |= {k: known[k] for k in made if k in known} # nothing was opened
     write_json(store.root/"manifest.json", dict(
-        profile=store.settings.profile, commit=git_commit(project_root()),
+        profile=store.settings.profile, **made,
         settings=_public(store.settings), machine=machine(),
         notebooks={k: round(v, 1) for k, v in durations.items()},
-        seconds=round(sum(durations.values()) if seconds is None else seconds, 1),
-        unchanged=list(kept), stages_built=list(built), peak_process_gib=round(peak, 2),
+        unchanged=list(kept), peak_process_gib=round(peak, 2),
         stages=stages,
         dead_requests={n: s["counts"]["dead"] for n, s in stages.items() if s["counts"].get("dead")},
         tables={p.name: content_hash(p) for p in sorted(store.tables.glob("*.csv"))},
@@ -483,7 +487,7 @@ def _finish(store, seconds):
     facts = dict(
         seed=store.settings.seed,
         seconds=round(sum(read_json(store.root/"manifest.json")["notebooks"].values())),
-        cores=os.cpu_count(), commit=git_commit(project_root())[:10],
+        cores=os.cpu_count(), commit=read_json(store.root/"manifest.json")["commit"][:10],
     )
     index = write_report(store, NOTE.get(store.settings.teacher_backend, "Numbers of this profile."), facts)
     print(f"Done in {seconds:.0f} s. Open {index}", flush=True)

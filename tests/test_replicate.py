@@ -151,12 +151,15 @@ def counted(project):
 
 def test_nothing_changed_means_nothing_is_opened(counted, capsys):
     project, times = counted
+    built = json.loads((project/"outputs/tiny/manifest.json").read_text())
+    assert built["stages_built"] == ["one"]
     replicate("tiny")
     manifest = json.loads((project/"outputs/tiny/manifest.json").read_text())
     assert (
         times() == 1
         and "unchanged, not run" in capsys.readouterr().out
         and manifest["unchanged"] == ["00_a"]
+        and manifest["stages_built"] == built["stages_built"] and manifest["seconds"] == built["seconds"]
         and manifest["notebooks"]["00_a"] > 0
     )
     replicate("tiny", rerun=True)

@@ -128,7 +128,7 @@ _RELEASE = dict( # method sections A, C, E and F
     train_lr=5e-5, train_max_length=2048, train_packing=True, train_scheduler="cosine", train_warmup=0.0,
     train_weight_decay=0.1, train_beta1=0.9, train_beta2=0.999, train_eps=1e-8, train_clip=1.0,
     train_lora_r=0, train_length_power=0.0, train_lm_weight=0.0, train_muon=0.0,
-    shots=4, eval_seeds=[42, 52, 62], eval_rules="official")
+    shots=4, shots_drawn="item", eval_seeds=[42, 52, 62], eval_rules="official", eval_chat_template=False)
 
 @dataclass(frozen=True)
 class Scale:

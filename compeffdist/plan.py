@@ -312,18 +312,31 @@ def _devices(kind, s):
     return 1 # students side by side have a core each
 
 # %% ../nbs/14a_plan.ipynb #5d52b4db
+def _work(kind, counts, s):
+    "What a finished stage counted, in the plan's unit: requests of the teacher, tokens of a student in training."
+    if kind in ("attributes", "corpus"): return counts.get("rows_in", 0)
+    if kind.startswith("training") and "tokens" in counts: return counts["tokens"]*s.train_epochs
+    return 0
+
+def _planned(s):
+    "Hours and work that the plan has for each kind of stage that a run tells apart."
+    hours, work = {}, {}
+    for r in plan(s).itertuples():
+        name = r.stage.split(":")[0] if r.stage.startswith(("instructions", "corpus")) else r.stage
+        hours[name] = hours.get(name, 0) + r.hours
+        work[name] = work.get(name, 0) + (r.requests if name in ("attributes", "corpus") else r.tokens_in)
+    return hours, work
+
+# %% ../nbs/14a_plan.ipynb #5d52b4dc
 def actual(
     settings: Settings, # the active profile
     manifest: Mapping[str, Any], # of its finished run, from manifest.json
-): # pandas DataFrame: stage, planned_hours, actual_hours, ratio, rows
-    """What was planned beside what the run's manifest says, both in device hours;
+): # pandas DataFrame: stage, planned_hours, actual_hours, ratio, rows, unit, planned_work, actual_work (or nan)
+    """What was planned beside what the run's manifest says, in device hours, and in requests or tokens;
     stages that the run did not have or that take none (an API's answers) are left out.
     """
     import pandas as pd
-    planned, took, rows = {}, {}, {}
-    for r in plan(settings).itertuples():
-        name = r.stage.split(":")[0] if r.stage.startswith(("instructions", "corpus")) else r.stage
-        planned[name] = planned.get(name, 0) + r.hours
+    (planned, wanted), took, rows, work = _planned(settings), {}, {}, {}
     apart = {x.sample_stage for x in systems(settings) if x.built} # planned as constructions, not as the corpus
     known = (
         {s.evaluation_stage for s in systems(settings)}
@@ -336,8 +349,12 @@ def actual(
         if name not in known or name in apart or (kind := _kind(name)) not in planned: continue
         took[kind] = took.get(kind, 0) + s["seconds_when_built"]/3600*_devices(kind, settings)
         rows[kind] = rows.get(kind, 0) + s["counts"].get("rows_in", s["counts"].get("rows_out", 0))
+        work[kind] = work.get(kind, 0) + _work(kind, s["counts"], settings)
+    unit = lambda k: "requests" if k in ("attributes", "corpus") else "tokens" if work[k] else ""
     return pd.DataFrame([
-        dict(stage=k, planned_hours=planned[k], actual_hours=took[k], ratio=took[k]/planned[k], rows=rows[k])
+        dict(
+            stage=k, planned_hours=planned[k], actual_hours=took[k], ratio=took[k]/planned[k], rows=rows[k],
+            unit=unit(k), planned_work=wanted[k] if work[k] else math.nan, actual_work=work[k] or math.nan)
         for k in planned
         if k in took and planned[k]
     ])

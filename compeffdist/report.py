@@ -199,7 +199,7 @@ def _run(store, manifest):
     frames = {
         "Stages: seconds when built, and counts": pd.DataFrame(stages),
         "Seconds per notebook": pd.DataFrame([dict(notebook=k, seconds=v) for k, v in manifest["notebooks"].items()]),
-        "Planned and actual hours (make plan)": actual(store.settings, manifest).round(3),
+        "Planned and actual: device hours, requests, tokens (make plan)": actual(store.settings, manifest).round(3),
         "Versions": pd.DataFrame([dict(package=k, version=v) for k, v in manifest["machine"]["versions"].items()]),
     }
     return [

@@ -14,7 +14,8 @@ from compeffdist.texts import benchmark_stage, texts_stage
 
 SMALL = dict(
     benchmark_train=20, benchmark_test=8, texts_total=150, attributes_min_count=2, corpus_size=60,
-    instructions_max_tasks=2, instructions_demo_calls=2, instructions_analysis_prompts=2, ablations=True, ablation_rate=0.4, families="llama", other_counts="2",
+    instructions_max_tasks=2, instructions_demo_calls=2, instructions_analysis_prompts=2,
+    ablations=True, ablation_rate=0.4, families="llama", other_counts="2",
     other_clusterings="kmeans, agglomerative", other_teachers="student:llama", eval_max_new_tokens=12,
     teacher_max_failure_rate=1)
 

@@ -215,6 +215,22 @@ def test_the_whole_matrix_is_planned():
     table = actual(s, dict(stages=stages)).set_index("stage")
     assert set(table.index) == {"difficulty", "difficulty: qwen3", "corpus"} and table.rows["corpus"] == 1
 
+def test_work_is_compared_in_the_plans_unit():
+    s = load_settings("tiny")
+    stages = {
+        "corpus": dict(seconds_when_built=9, counts=dict(rows_in=24_000, rows_out=12_000)),
+        "student-llama-distilled": dict(seconds_when_built=9, counts=dict(rows_in=10, tokens=1000)),
+        "student-llama-random-10": dict(seconds_when_built=9, counts=dict(rows_in=1, tokens=100)),
+        "difficulty": dict(seconds_when_built=9, counts=dict(rows_in=5, tokens=7))}
+    table = actual(s, dict(stages=stages)).set_index("stage")
+    planned = {l["stage"]: l for l in teacher_lines(s) + student_lines(s)}
+    assert table.actual_work["corpus"] == 24_000 and table.unit["corpus"] == "requests"
+    assert table.planned_work["corpus"] == sum(
+        l["requests"] for k, l in planned.items() if k.startswith("corpus"))
+    assert table.actual_work["training: llama"] == 1100*s.train_epochs and table.unit["training: llama"] == "tokens"
+    assert table.planned_work["training: llama"] == planned["training: llama"]["tokens_in"]
+    assert table[["planned_work", "actual_work"]].loc["difficulty"].isna().all() and table.unit["difficulty"] == ""
+
 def test_actual_hours_are_those_of_all_devices_of_a_stage():
     manifest = dict(stages={
         "difficulty": dict(seconds_when_built=3600, counts=dict(rows_in=1)),

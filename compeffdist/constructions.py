@@ -6,10 +6,10 @@
 __all__ = ['STAGES', 'teacher_changes', 'construction_changes', 'construction_stage']
 
 # %% ../nbs/09e_constructions.ipynb #a1e09e04
-from typing import Any
 from .settings import Settings, UserError
 from .store import StageResult, Store
-from .systems import System
+from .systems import CONSTRUCTIONS, System, share
+from .workers import apart
 
 # %% ../nbs/09e_constructions.ipynb #a1e09e06
 def teacher_changes(
@@ -27,11 +27,7 @@ def teacher_changes(
         answer_max_tokens=settings.eval_max_new_tokens) # it may forget to stop
 
 # %% ../nbs/09e_constructions.ipynb #a1e09e07
-# what is built anew, from where a change begins to the corpus
-STAGES = dict(
-    clustering=("perspectives", "instructions", "corpus"),
-    perspectives=("perspectives", "instructions", "corpus"),
-    teacher=("corpus",))
+STAGES = ("perspectives", "instructions", "corpus") # what another clustering builds anew
 
 def construction_changes(
     settings: Settings, # cluster_…, corpus_size
@@ -39,27 +35,47 @@ def construction_changes(
     system: System, # one of `CONSTRUCTIONS`
 ) -> dict: # settings
     "The settings under which a system's corpus is built; raises `UserError` for a part that builds none."
-    if system.part not in STAGES:
+    if system.part not in CONSTRUCTIONS:
         raise UserError(
-            f"{system.name!r} of part {system.part!r} has no construction of its own. Allowed: {', '.join(STAGES)}.")
-    small = dict(corpus_size=max(1, round(system.rate * settings.corpus_size)))
-    if system.part == "teacher": return small | teacher_changes(settings, store, system.built)
-    if system.part == "perspectives": return small | dict(cluster_method="kmeans", cluster_count=int(system.built))
-    if system.built == "affinity": return small | dict(cluster_method="affinity", cluster_count=None)
-    found = len(set(store.rows("perspectives", "perspectives.parquet")["perspective"]))
-    return small | dict(cluster_method=system.built, cluster_count=found, cluster_weighted=False)
+            f"{system.name!r} of part {system.part!r} has no construction of its own. "
+            f"Allowed: {', '.join(CONSTRUCTIONS)}.")
+    if system.part == "teacher": return teacher_changes(settings, store, system.built) | dict(corpus_oversample=1.0)
+    method = "kmeans" if system.part == "perspectives" else system.built
+    own = len(set(store.rows("perspectives", "perspectives.parquet")["perspective"]))
+    return dict(
+        corpus_size=max(1, round(system.rate * settings.corpus_size)), cluster_method=method,
+        cluster_count=int(system.built) if system.part == "perspectives" else None if method == "affinity" else own,
+        # agglomeration has no weights
+        cluster_weighted=settings.cluster_weighted and method != "agglomerative")
 
 # %% ../nbs/09e_constructions.ipynb #a1e09e0b
-def construction_stage(
-    settings: Settings, # the active profile
-    store: Store, # texts, attributes, perspectives, instructions
-    system: System, # one of `CONSTRUCTIONS`
-) -> StageResult: # corpus.parquet, as notebook 07's
-    "Build the corpus of one system that is constructed otherwise; what is there already is not built again."
+def _answers_stage(settings, store, system):
+    "The control's prompts, answered by another teacher."
+    from compeffdist.corpus import answer_corpus
+    from compeffdist.teacher import load_teacher, teacher_params
+    control = f"sample-random{share(system.rate)}"
+    def build(out, work):
+        rows = store.rows(control, "sample.parquet").remove_columns(["answer", "rank_score", "n_tokens"]).to_list()
+        return answer_corpus(rows, settings, store, load_teacher(settings), "corpus", out)
+    params = teacher_params(settings) | {k: getattr(settings, k) for k in ("answer_temperature", "answer_max_tokens")}
+    return store.stage(system.sample_stage, build, inputs=[control], params=params, code=["constructions"])
+
+def _construct(settings, store, system):
+    changed = settings.model_copy(update=construction_changes(settings, store, system))
+    if system.part == "teacher": return _answers_stage(changed, store, system)
     from compeffdist.corpus import corpus_stage
     from compeffdist.instructions import instructions_stage
     from compeffdist.perspectives import perspectives_stage
-    made = dict(perspectives=perspectives_stage, instructions=instructions_stage, corpus=corpus_stage)
-    changed = settings.model_copy(update=construction_changes(settings, store, system))
-    branch = store.branch(system.name, STAGES[system.part])
-    return [made[name](changed, branch) for name in STAGES[system.part]][-1]
+    branch = store.branch(system.name, STAGES)
+    return [stage(changed, branch) for stage in (perspectives_stage, instructions_stage, corpus_stage)][-1]
+
+# %% ../nbs/09e_constructions.ipynb #a1e09e0e
+def construction_stage(
+    settings: Settings, # the active profile
+    store: Store, # texts, attributes, perspectives, instructions; for another teacher the control's sample
+    system: System, # one of `CONSTRUCTIONS`
+) -> StageResult: # corpus.parquet, as notebook 07's
+    """Build the corpus of one system that is constructed otherwise; what is there already is not built again.
+    Raises `UserError` for a part that has none."""
+    here = settings.embedded_teacher and system.part != "teacher"
+    return _construct(settings, store, system) if here else apart(_construct, settings, Store(settings), system)

@@ -235,7 +235,8 @@ def label_paths(
 ) -> dict[str, list[int]]: # label -> its token ids and an end token
     "The tokens of each label, ended so that no label is the beginning of another."
     ids = tokenizer([("" if chat else " ") + label for label in task.labels], add_special_tokens=False)["input_ids"]
-    return {label: list(i) + [tokenizer.eos_token_id or 0] for label, i in zip(task.labels, ids)}
+    end = answer_end(tokenizer, True) if chat else tokenizer.eos_token_id or 0
+    return {label: list(i) + [end] for label, i in zip(task.labels, ids)}
 
 def collisions(
     paths: dict[str, list[int]], # from `label_paths`
@@ -669,6 +670,7 @@ def _answerer(system, settings, record):
         raise UserError("A teacher is evaluated with a record of its responses. Pass record=store.record.")
     return TeacherStudent(system, record, settings)
 
+# %% ../nbs/11a_evaluate.ipynb #22884024
 def _by_task(items):
     "The items of each task."
     parts = {}
@@ -677,11 +679,13 @@ def _by_task(items):
 
 def _check_call(tasks, shots, seeds, limit):
     "Refuse what `evaluate` would fail on later, or answer with nothing."
+    whole = lambda n: isinstance(n, int) and not isinstance(n, bool)
+    listed = lambda x: isinstance(x, Sequence) and not isinstance(x, str) and len(x) > 0
     for name, value, good, wanted in (
-        ("tasks", tasks, not isinstance(tasks, str) and len(tasks), 'a list of task names, e.g. ["sst2"]'),
-        ("shots", shots, isinstance(shots, int) and shots >= 0, "a whole number, 0 or more"),
-        ("seeds", seeds, isinstance(seeds, Sequence) and len(seeds), "a list of whole numbers, e.g. [42]"),
-        ("limit", limit, isinstance(limit, int) and limit >= 0, "a whole number; 0 takes all test items"),
+        ("tasks", tasks, listed(tasks), 'a list of task names, e.g. ["sst2"]'),
+        ("shots", shots, whole(shots) and shots >= 0, "a whole number, 0 or more"),
+        ("seeds", seeds, listed(seeds) and all(map(whole, seeds)), "a list of whole numbers, e.g. [42]"),
+        ("limit", limit, whole(limit) and limit >= 0, "a whole number; 0 takes all test items"),
     ):
         if not good: raise UserError(f"{name} = {value!r} is not accepted. Allowed: {wanted}.")
 
@@ -711,7 +715,10 @@ def evaluate(
         items = build_items(
             folder or made, tasks, s.shots, seeds, limit, s.max_words, s.seed, s.shots_drawn)
     answerer = _answerer(model_or_teacher, s, record)
-    if hasattr(answerer, "tokenizer") and (same := _all_collisions(_by_task(items), answerer.tokenizer, s)) != "none":
+    same = (
+        _all_collisions(_by_task(items), answerer.tokenizer, s)
+        if hasattr(answerer, "tokenizer") and s.eval_label_rule == "first token" else "none")
+    if same != "none":
         warnings.warn(f"Labels that begin with the same token, told apart by a later one: {same}.", stacklevel=2)
     return Dataset.from_list([item_row(a, s.eval_rules) for part in _by_task(items) for a in answerer.answer(part)])
 

@@ -855,7 +855,9 @@ def _t5_facts(store):
             f"batch {p['fsa_pretrain_batch']}, learning rate {p['fsa_pretrain_lr']}, "
             f"inputs of at most {p['fsa_input_tokens']} tokens, outputs of {p['fsa_output_tokens']}",
         "Licence": "not stated; texts, teacher and start have terms of their own",
-        "Command": f"`make replicate PROFILE={store.settings.profile}`",
+        "Command": f"`make replicate PROFILE={store.settings.profile}"
+            + " SENTIBENCH=<folder>"*(texts["params"].get("texts_source") == "sentibench")
+            + "`, as far as the profile's settings go",
     }
 
 

@@ -61,11 +61,15 @@ def _construction_lines(s, answered):
     "Requests of the ablations that construct anew; students that teach are in `student_lines`."
     anew = [x for x in systems(s) if x.built and x.part != "teacher"]
     many = sum(int(x.built) if x.part == "perspectives" else s.plan_perspectives for x in anew)
-    asked = [x for x in systems(s) if x.built and not x.built.startswith("student:")]
-    rows = sum(round(x.rate*s.corpus_size)*s.corpus_oversample for x in asked)
+    rows = sum(round(x.rate*s.corpus_size)*s.corpus_oversample for x in anew)
+    others = [x for x in systems(s) if x.part == "teacher" and not x.built.startswith("student:")]
     return (
         _instruction_lines(s, many, "constructions")*bool(anew)
-        + [answered("constructions: corpora", round(rows), s.corpus_max_demonstrations/2)]*bool(asked))
+        + [answered("constructions: corpora", round(rows), s.corpus_max_demonstrations/2)]*bool(anew)
+        + [
+            answered(f"constructions: answers by {x.built.partition('@')[0]}", round(x.rate*s.corpus_size),
+                s.corpus_max_demonstrations/2) | dict(who=x.built)
+            for x in others])
 
 # %% ../nbs/14a_plan.ipynb #10637f4b
 def teacher_lines(
@@ -117,7 +121,7 @@ def student_lines(
         ]
     out += [
         dict(stage=f"constructions: answers by {(who := x.built.partition(':')[2])}", who=who, runs=1,
-            tokens_in=round(x.rate*s.corpus_size*s.corpus_oversample*row))
+            tokens_in=round(x.rate*s.corpus_size*row)) # read and written
         for x in systems(s) if x.built.startswith("student:")]
     for f in s.families:
         if s.student_source == "build":
@@ -183,16 +187,22 @@ def _stand_in(who, s):
         else who.startswith("package:") or who in get_args(Family) and s.student_source != "hub"
     )
 
+# %% ../nbs/14a_plan.ipynb #9b505265
+def _teaches(line):
+    "Is it the teacher, or another one that answers?"
+    return line["who"] == "teacher" or line["stage"].startswith("constructions") and "tokens_out" in line
+
 def hours(
     line: Mapping[str, Any], # from `teacher_lines` or `student_lines`
     settings: Settings, # the active profile
 ) -> float: # device hours: of one GPU, or of one CPU core for the stand-ins
     "How long one device works on a line."
     s, rate = settings, 3600*settings.plan_device_tflops*1e12
-    if line["who"] == "teacher":
+    if _teaches(line):
         if s.teacher_backend == "embedded": return line["requests"]/s.plan_embedded_speed/3600
         if s.teacher_backend == "openai": return 0.0 # somebody else's devices; see the money
-        return 2*_size("teacher", s)*(line["tokens_in"]/s.plan_share_read + line["tokens_out"]/s.plan_share_write)/rate
+        work = line["tokens_in"]/s.plan_share_read + line["tokens_out"]/s.plan_share_write
+        return 2*_size(line["who"], s)*work/rate
     training = line["stage"].startswith("training")
     if _stand_in(line["who"], s):
         learns = training or line["stage"].startswith("building")
@@ -208,8 +218,8 @@ def memory(
 ) -> float|None: # GB for weights, gradients and optimiser; activations and caches come on top; None for the stand-ins
     "Memory that a stage needs over all its devices."
     s = settings
-    if line["who"] == "teacher":
-        return None if s.teacher_backend in ("embedded", "openai") else 2*_size("teacher", s)/1e9
+    if _teaches(line):
+        return None if s.teacher_backend in ("embedded", "openai") else 2*_size(line["who"], s)/1e9
     if _stand_in(line["who"], s): return None
     size, training = _size(line["who"], s), line["stage"].startswith("training")
     if training and (not s.train_lora_r or line["who"] == "t5"): each = 16 # full fine-tuning; bytes a parameter
@@ -224,7 +234,7 @@ def disk(
 ) -> float: # GB left behind
     "Checkpoints and recorded answers."
     s = settings
-    if line["who"] == "teacher": return 5*(line["tokens_in"] + line["tokens_out"])/1e9 # about 5 bytes of text a token
+    if _teaches(line): return 5*(line["tokens_in"] + line["tokens_out"])/1e9 # about 5 bytes of text a token
     if not line["stage"].startswith(("training", "building")): return 0.0
     size = (
         _size(line["who"], s) if not _stand_in(line["who"], s)
@@ -239,10 +249,10 @@ def money(
 ) -> float|None: # in the currency of the prices; None if the price is not set
     "Device hours times their price, or tokens times an API's prices."
     s = settings
-    if line["who"] == "teacher" and s.teacher_backend == "openai":
+    if _teaches(line) and s.teacher_backend == "openai":
         if not (s.plan_price_in and s.plan_price_out): return None
         return (line["tokens_in"]*s.plan_price_in + line["tokens_out"]*s.plan_price_out)/1e6
-    free = s.teacher_backend == "embedded" if line["who"] == "teacher" else _stand_in(line["who"], s)
+    free = s.teacher_backend == "embedded" if _teaches(line) else _stand_in(line["who"], s)
     return 0.0 if free else line["hours"]*s.plan_device_price if s.plan_device_price else None
 
 # %% ../nbs/14a_plan.ipynb #4692d3a8
@@ -337,16 +347,17 @@ def actual(
     """
     import pandas as pd
     (planned, wanted), took, rows, work = _planned(settings), {}, {}, {}
-    apart = {x.sample_stage for x in systems(settings) if x.built} # planned as constructions, not as the corpus
     known = (
         {s.evaluation_stage for s in systems(settings)}
         | {s.model_stage for s in systems(settings)}
         | {"attributes", "instructions", "difficulty"}
-        | {n for n in manifest["stages"] if n.startswith(("fsa-", "corpus"))}
+        | {n for n in manifest["stages"] if n.startswith("fsa-")} | {"corpus", "corpus-knowdist"}
+        # those built otherwise are planned as constructions, not as the corpus
+        | {x.sample_stage for x in systems(settings) if x.part == "lineage"}
         | {f"difficulty-{x.scored_by}" for x in systems(settings) if x.scored_by}
     )
     for name, s in manifest["stages"].items():
-        if name not in known or name in apart or (kind := _kind(name)) not in planned: continue
+        if name not in known or (kind := _kind(name)) not in planned: continue
         took[kind] = took.get(kind, 0) + s["seconds_when_built"]/3600*_devices(kind, settings)
         rows[kind] = rows.get(kind, 0) + s["counts"].get("rows_in", s["counts"].get("rows_out", 0))
         work[kind] = work.get(kind, 0) + _work(kind, s["counts"], settings)
@@ -455,8 +466,8 @@ def _ablation_gaps(s):
         (
             "ablations: without analyses, a type of task, demonstrations, half of the perspectives; "
             "hard sampling, over the whole corpus, other a; "
-            "perplexity, IFD, length and proxies as the measure; other clusterings, numbers of perspectives "
-            "and teachers (ablations, or MATRIX=full)",
+            "perplexity, IFD, length and proxies as the measure; other clusterings and numbers of perspectives"
+            f"{' and teachers' * bool(s.other_teachers)} (ablations, or MATRIX=full)",
             not s.ablations,
         ),
         (
@@ -503,6 +514,7 @@ def left_out(
         ("more samples of each rate than one (curve_draws)", s.curve_draws == 1),
         ("several training runs on the same rows (seed)", True),
         ("another share of analyses in the corpus than one and none (corpus_analysis_share)", True),
+        ("answers of other teachers (other_teachers)", not s.other_teachers),
         ("other teachers that construct, too, instead of answering only (teacher_model)", True),
     ]
     return [what for what, out in gaps if out]
@@ -537,16 +549,10 @@ def _student(s):
     ), tokenizer
 
 def _apart(function, *args):
-    "Call a function in a process of its own that sees one GPU at most, and gives its memory back at its end."
-    import multiprocessing, os
-    from concurrent.futures import ProcessPoolExecutor
-    from compeffdist.workers import _environment
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    with (
-        _environment(CUDA_VISIBLE_DEVICES=first),
-        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
-    ):
-        return pool.submit(function, *args).result()
+    "Call a function in a process of its own that sees one GPU at most."
+    import os
+    from compeffdist.workers import apart
+    return apart(function, *args, CUDA_VISIBLE_DEVICES=os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0])
 
 # %% ../nbs/14a_plan.ipynb #7565eb57
 def _student_speed(s, steps):

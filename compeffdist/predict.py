@@ -18,7 +18,9 @@ from pydantic import ValidationError
 from .evaluate import (
     Student, budget, build_prompt, answer_logprobs, decode_tokens,
     encode, label_paths, last_logits, one_line, stop_tokens)
+from .chat import answer_end
 from .figures import markdown_table
+from .lineage import LINEAGE
 from .sentibench import CATEGORIES, Task, first_array, get_task, parse_array
 from .settings import Settings, UserError, load_settings, project_root, read_profile
 from .stats import by_task, interval
@@ -324,11 +326,12 @@ class SentimentAnalyzer(TaskAnalyzer):
         raises `UserError` for texts that are none, or an instruction that leaves no room for a text."""
         from compeffdist.corpus import render_prompt
         _check_texts(texts)
-        end, render = self.tokenizer.eos_token_id, lambda i, t, n: render_prompt("analysis", instruction, t, (), n)
+        ends = {self.tokenizer.eos_token_id, answer_end(self.tokenizer, True)} # whichever it was taught
+        render = lambda i, t, n: render_prompt("analysis", instruction, t, (), n)
         ids, cuts = self._fitted(texts, render, max_new_tokens)
-        made, scores = self._written(ids, max_new_tokens, [end])
+        made, scores = self._written(ids, max_new_tokens, sorted(ends))
         return [
-            Reply(t, self.tokenizer.decode(k, skip_special_tokens=True).strip(), k[-1] == end, score, cut)
+            Reply(t, self.tokenizer.decode(k, skip_special_tokens=True).strip(), k[-1] in ends, score, cut)
             for t, k, score, cut in zip(texts, made, scores, cuts)
         ]
 
@@ -409,13 +412,16 @@ def _stages_before(run, names):
 
 def _by_setting(name, params, filed):
     "A stage's parameters by the names that settings.ini has for them."
+    # a corpus built otherwise (notebook 09e) follows from the other_ settings
+    if name.startswith(("perspectives-", "instructions-", "corpus-")) and name.split("-")[1] not in LINEAGE: return {}
     told = {k: v for k, v in params.items() if k in Settings.model_fields}
+    if name.startswith("difficulty-"): told.pop("families", None) # the one whose student scored
     if name.startswith("sample-"): told.pop("seed", None) # of the drawing
     if name == "benchmark" and params.get("source") == "embedded":
         told |= dict(benchmark_train=params.get("train"), benchmark_test=params.get("test"))
     if "student_source" in params and "model" in params:
         told |= {f"student_{k}_{params['family']}": params.get(k) for k in ("model", "revision")}
-    if "backend" in params and not name.startswith("corpus-teacher-") and filed.teacher_backend != "replay":
+    if "backend" in params and filed.teacher_backend != "replay":
         told["teacher_backend"] = params["backend"]
         if params.get("model") not in (filed.teacher_model, Path(filed.teacher_model).name):
             told |= dict(teacher_model=params.get("model"), teacher_revision=params.get("revision"))

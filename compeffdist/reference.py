@@ -105,21 +105,18 @@ def _counted(settings, store):
     return out
 
 # %% ../nbs/13c_reference.ipynb #c1c0a003
-def _embedded(settings): return "embedded" in (
-    settings.teacher_backend, settings.teacher_backend == "replay" and settings.teacher_replay_of)
-
 def taught_families(
     settings: Settings, # teacher_…, families
 ) -> list[str]: # families whose published teacher the run's may be compared with
     "A model's own family, as its name tells it; every family for the embedded analyst, which is of none."
     name = settings.teacher_model.lower().replace("-", "")
-    return [f for f in settings.families if _embedded(settings) or f in name]
+    return [f for f in settings.families if settings.embedded_teacher or f in name]
 
 def size_ratio(
     settings: Settings, # teacher_model, student_model_…
 ) -> float|None: # None where a stand-in is used or a name does not state a size
     "How many times larger the teacher is than the first family's student."
-    if _embedded(settings) or settings.student_source != "hub": return None
+    if settings.embedded_teacher or settings.student_source != "hub": return None
     names = settings.teacher_model, getattr(settings, f"student_model_{settings.families[0]}")
     teacher, student = map(parameters, names)
     return teacher/student if teacher and student else None
@@ -161,7 +158,7 @@ def _remark(settings, row):
     "What a reader must know of ours beside a published number."
     family, system = row["family"], row["system"]
     if family not in settings.families: return ""
-    if system == "teacher": return "ours is the rule-based stand-in" if _embedded(settings) else ""
+    if system == "teacher": return "ours is the rule-based stand-in" if settings.embedded_teacher else ""
     if settings.student_source != "hub": return "ours is a stand-in for the student"
     if system.startswith("base") or family in taught_families(settings): return ""
     return f"ours was taught by {settings.teacher_model}"

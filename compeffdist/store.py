@@ -158,17 +158,18 @@ def code_digest(
 
 # %% ../nbs/01_store.ipynb #91c0a7e2
 def git_commit(
-    root: Path, # the project
+    root: Path|None = None, # the project; found from the working directory if None
 ) -> str: # the commit, with "+changes" if tracked files differ from it
-    "The commit that was run; 'unknown' outside a checkout."
-    run = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True)
-    head = run("rev-parse", "HEAD")
-    if head.returncode: return "unknown"
-    changed = run(
-        "status", "--porcelain", "--untracked-files=no",
-        "--", "nbs", "compeffdist", "settings.ini", "pyproject.toml", "locks",
-    )
-    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+    "The commit that was run; 'unknown' outside a project or a checkout, or without git."
+    try:
+        run = lambda *a: subprocess.run(
+            ["git", "-C", str(root or project_root()), *a], capture_output=True, text=True, check=True).stdout.strip()
+        head = run("rev-parse", "HEAD")
+        changed = run(
+            "status", "--porcelain", "--untracked-files=no",
+            "--", "nbs", "compeffdist", "settings.ini", "pyproject.toml", "locks")
+    except (UserError, OSError, subprocess.CalledProcessError): return "unknown"
+    return head + ("+changes" if changed else "")
 
 # %% ../nbs/01_store.ipynb #7cf07588
 _SCHEMA = """
@@ -397,7 +398,7 @@ def _locked_stage(self, name, build, inputs, params, code):
     out, work = self.artifacts/f".{name}.building", self.artifacts/".work"/f"{name}-{fingerprint[:12]}"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True); work.mkdir(parents=True, exist_ok=True)
-    begin = time.perf_counter()
+    begin, commit = time.perf_counter(), git_commit()
     try: counts = dict(build(out, work) or {})
     except OSError as e:
         if e.errno in (28, 122):
@@ -408,7 +409,7 @@ def _locked_stage(self, name, build, inputs, params, code):
         raise
     seconds = round(time.perf_counter() - begin, 3)
     write_json(out/"stage.json", dict(
-        stage=name, fingerprint=fingerprint, counts=counts, seconds=seconds, commit=git_commit(project_root()),
+        stage=name, fingerprint=fingerprint, counts=counts, seconds=seconds, commit=commit,
         outputs=_digest_outputs(out), **facts,
     ))
     return _publish(self, name, out, work, StageResult(name, target, False, counts, seconds, reason))
@@ -462,25 +463,37 @@ Store.path, Store.rows, Store.json, Store.has, Store.stages = _path, _rows, _jso
 
 # %% ../nbs/01_store.ipynb #4e9a02d7
 class Branch(Store):
-    "A view of a store in which some stages have names of their own, for what differs there."
+    "A view of a store in which some stages have names of their own; the methods are `Store`'s."
     def __init__(
         self,
-        store: Store, # the store that is shared
+        store: Store, # the store that is shared; a branch keeps its own names
         suffix: str, # behind the names of the stages
         stages: Sequence[str], # which
     ):
         vars(self).update(vars(store))
-        self._names = {s: f"{s}-{suffix}" for s in stages}
+        self._names = getattr(store, "_names", {}) | {s: f"{s}-{suffix}" for s in stages}
 
-    def named(self, stage: str) -> str: # its name in the shared store
+    def named(
+        self,
+        stage: str, # as the stage functions call it
+    ) -> str: # as it lies in the shared store
+        "The name of a stage."
         return self._names.get(stage, stage)
 
     def stage(self, name, build, inputs=(), params=None, code=()):
+        "As `Store.stage`."
         return super().stage(self.named(name), build, [self.named(i) for i in inputs], params, code)
     def path(self, stage, file=""): return super().path(self.named(stage), file)
     def rows(self, stage, file): return super().rows(self.named(stage), file)
     def json(self, stage, file): return super().json(self.named(stage), file)
     def has(self, stage): return super().has(self.named(stage))
 
-def _branch(self: Store, suffix: str, stages: Sequence[str]): return Branch(self, suffix, stages)
+def _branch(
+    self: Store,
+    suffix: str, # behind the names of the stages
+    stages: Sequence[str], # which have names of their own
+) -> Branch: # everything else is shared
+    "A view in which some stages have other names."
+    return Branch(self, suffix, stages)
+
 Store.branch = _branch

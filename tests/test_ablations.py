@@ -251,6 +251,9 @@ def shown(s, store, tmp_path, monkeypatch):
         set(table.index.get_level_values(0)) == set(ABLATIONS) - {"teacher"}
         and len(table) == len([x for x in systems(s) if x.part in ABLATIONS]) + 5)
     assert table.loc[("perspectives", "perspectives-2-30"), "change"] == "2 (k-means)"
+    fewer, own = (table.loc[("perspectives", n), "average"] for n in ("perspectives-2-30", "kmeans-30"))
+    assert table.loc[("perspectives", "perspectives-2-30"), "difference"] == pytest.approx(fewer - own, abs=1e-3)
+    assert table.control["clustering", "kmeans-30"] == False and table.control["perspectives", "kmeans-30"] == True
     scores = (
         store.rows("evaluation-llama-no-extraction-30", "scores.parquet")
         .to_pandas().groupby("task").score.mean().mean() * 100)
@@ -265,7 +268,10 @@ def shown(s, store, tmp_path, monkeypatch):
         and row.difference == pytest.approx(scores - sum(draws[0]) / 3, abs=1e-3)
         and draws[0][0] == pytest.approx(control, abs=1e-3))
     assert (
-        table.half.tolist() == pytest.approx([2.776 * spread * (4 / 3) ** 0.5] * len(table), rel=1e-2, abs=1e-3)
+        table.half.tolist() == pytest.approx(
+            # numbers of perspectives are compared with one student of k-means
+            [2.776 * spread * (2 if part == "perspectives" else 4 / 3) ** 0.5 for part, _ in table.index],
+            rel=1e-2, abs=1e-3)
         and table.control.sum() == 3 + 2 + 2 + 1 + 1)
     assert (store.figures/"fig-ablations.png").is_file()
 

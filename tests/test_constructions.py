@@ -8,8 +8,9 @@ from compeffdist.corpus import corpus_stage
 from compeffdist.instructions import instructions_stage
 from compeffdist.perspectives import perspectives_stage
 from compeffdist.settings import UserError, load_settings
-from compeffdist.store import Store
-from compeffdist.systems import CONSTRUCTIONS, System, systems
+from compeffdist.sampling import sampling_stage
+from compeffdist.store import Store, write_rows
+from compeffdist.systems import System, systems
 from compeffdist.texts import benchmark_stage, texts_stage
 
 SMALL = dict(
@@ -50,37 +51,45 @@ def test_a_construction_is_what_a_run_with_its_settings_would_have_built(own, tm
     assert store.rows(f"perspectives-{x.name}", "perspectives.parquet").to_pandas().perspective.nunique() == count
     after = {m["stage"]: m["fingerprint"] for m in store.stages()}
     assert all(after[k] == v for k, v in before.items())
-    assert set(after) - set(before) >= {f"{k}-{x.name}" for k in STAGES[part]}
+    assert set(after) - set(before) >= {f"{k}-{x.name}" for k in STAGES}
     assert construction_stage(s, store, x).cached
 
-def test_a_student_that_teaches_answers_the_same_instructions(own):
+def test_a_student_that_teaches_answers_the_controls_prompts(own):
     s, store = own
     x = system(s, "teacher")
     with pytest.raises(UserError, match="'student-llama-distilled' has not been run"): construction_stage(s, store, x)
+    corpus_stage(s, store)
+    scored = [dict(id=i, rank_score=0.5, n_tokens=3) for i in store.rows("corpus", "corpus.parquet")["id"]]
+    store.stage("difficulty", lambda out, work: write_rows(out/"scores.parquet", scored), inputs=["corpus"])
+    sampling_stage(s, store, "random-40", 0.4, "random")
     # the shipped base student stands for a distilled one: it is one of the same form
     store.stage("student-llama-distilled", lambda out, work: shutil.copytree(
         students_folder()/"llama", out, dirs_exist_ok=True) and None)
     made = construction_stage(s, store, x)
-    rows, ours = table(store, made.name), {r["instruction_id"] for r in table_of(s, store)}
-    assert len(rows) and set(rows.instruction_id) <= ours
+    rows = table(store, made.name).set_index("id")
+    control = store.rows("sample-random-40", "sample.parquet").to_pandas().set_index("id")
+    lost = made.counts["malformed"] + made.counts["dead"]
+    assert len(rows) == len(control) - lost > 0 and "rank_score" not in rows
+    assert rows.prompt.equals(control.prompt[rows.index]) and not rows.answer.equals(control.answer[rows.index])
     from compeffdist.teacher import Request, load_teacher
     teacher = load_teacher(s.model_copy(update=construction_changes(s, store, x)))
     said, = teacher.generate([Request(
         "one", rows.prompt.iloc[0], temperature=s.answer_temperature, max_tokens=s.eval_max_new_tokens)], [0])
     assert said.text.strip() == rows.answer.iloc[0].strip()
-    assert not store.has(f"instructions-{x.name}")
-
-def table_of(s, store):
-    corpus_stage(s, store)
-    return store.rows("corpus", "corpus.parquet").to_list()
+    assert not store.has(f"instructions-{x.name}") and construction_stage(s, store, x).cached
 
 def test_settings_of_each_part(own):
     s, store = own
-    assert set(STAGES) == set(CONSTRUCTIONS)
     new = lambda part, built: construction_changes(s, store, System("llama", "x", "all", 0.4, part=part, built=built))
-    assert new("clustering", "affinity") == dict(corpus_size=24, cluster_method="affinity", cluster_count=None)
+    small = dict(corpus_size=24, cluster_weighted=False)
+    assert new("clustering", "affinity") == small | dict(cluster_method="affinity", cluster_count=None)
+    assert new("perspectives", "3") == small | dict(cluster_method="kmeans", cluster_count=3)
+    heavy = s.model_copy(update=dict(cluster_weighted=True))
+    weighs = lambda built: construction_changes(
+        heavy, store, System("llama", "x", "all", 0.4, part="clustering", built=built))["cluster_weighted"]
+    assert [weighs(b) for b in ("kmeans", "affinity", "agglomerative")] == [True, True, False]
     assert new("teacher", "Qwen/Qwen3-8B@b968826") == dict(
-        corpus_size=24, teacher_model="Qwen/Qwen3-8B", teacher_revision="b968826")
+        teacher_model="Qwen/Qwen3-8B", teacher_revision="b968826", corpus_oversample=1.0)
     assert new("teacher", "Qwen/Qwen3-8B")["teacher_revision"] == "main"
     with pytest.raises(UserError, match="'x' of part 'measure' has no construction of its own. Allowed: clustering"):
         new("measure", "")
@@ -93,6 +102,12 @@ def test_teachers_that_cannot_be_are_refused_and_those_not_trained_left_out():
     assert load_settings("tiny", other_teachers="Qwen/Qwen3-8B") # not asked for
     names = lambda **kw: {x.built for x in systems(load_settings("tiny", ablations=True, **kw)) if x.part == "teacher"}
     assert names() == {"student:qwen3", "student:gemma3"} and names(families="llama, gemma3") == {"student:gemma3"}
+    with pytest.raises(UserError, match="names 'Qwen/Qwen3-8B', and teacher_backend = replay"):
+        load_settings("tiny", ablations=True, teacher_backend="replay", other_teachers="Qwen/Qwen3-8B")
+    for key, value in (("other_counts", "4, 8, 4"), ("other_clusterings", "kmeans, kmeans")):
+        with pytest.raises(UserError, match=f"{key} = .* names one of them twice"):
+            load_settings("tiny", ablations=True, **{key: value})
+    with pytest.raises(UserError, match="other_counts"): load_settings("tiny", other_counts="0, 4")
     with pytest.raises(UserError, match="other_teachers names 'a/b@1' and 'a/b@2', which would share"):
         systems(load_settings(
             "tiny", ablations=True, teacher_backend="transformers", other_teachers="a/b@1, a/b@2"))

@@ -198,12 +198,20 @@ def test_what_is_run_is_not_left_out():
     assert "other clusterings" in gaps() and "other clusterings" not in gaps(ablations=True)
 
 def test_the_whole_matrix_is_planned():
+    from compeffdist.plan import hours, left_out, memory
     from compeffdist.systems import systems
     s = load_settings("tiny", ablations=True, all_families=True)
     asked = {l["stage"]: l["requests"] for l in teacher_lines(s)}
     # two clusterings of the planned number, and 4 + 8 + 32 perspectives
     assert asked["constructions: tasks"] == 2*s.plan_perspectives + 44
     assert asked["constructions: corpora"] == 5*round(s.ablation_rate*s.corpus_size)*s.corpus_oversample
+    big = load_settings("paper", ablations=True)
+    lines = {l["stage"]: l for l in teacher_lines(big)}
+    other = lines["constructions: answers by google/gemma-3-27b-it"]
+    assert other["requests"] == round(big.ablation_rate*big.corpus_size)
+    assert memory(other, big) == 2*27 and hours(other, big) == pytest.approx(
+        27/70*hours(other | dict(who="teacher"), big))
+    assert "answers of other teachers" in " ".join(left_out(load_settings("gpu")))
     read = {l["stage"]: l for l in student_lines(s)}
     assert {"difficulty", "difficulty: qwen3", "difficulty: gemma3"} <= set(read)
     assert read["constructions: answers by qwen3"]["who"] == "qwen3"
@@ -211,7 +219,7 @@ def test_the_whole_matrix_is_planned():
         assert read[f"training: {f}"]["runs"] == sum(x.family == f and x.trained for x in systems(s))
     stages = {
         n: dict(seconds_when_built=60, counts=dict(rows_in=1))
-        for n in ("difficulty", "difficulty-qwen3", "corpus", "corpus-kmeans-30")}
+        for n in ("difficulty", "difficulty-qwen3", "corpus", "corpus-kmeans-30", "corpus-of-another-run")}
     table = actual(s, dict(stages=stages)).set_index("stage")
     assert set(table.index) == {"difficulty", "difficulty: qwen3", "corpus"} and table.rows["corpus"] == 1
 

@@ -590,3 +590,27 @@ def test_a_student_that_was_not_trained_is_named(run_store):
     store, _ = run_store
     shutil.rmtree(store.artifacts/"student-llama-random-10")
     with pytest.raises(UserError, match="student-llama-random-10"): predict.export_students(store.settings, store)
+
+@pytest.mark.parametrize("branch, params", [
+    ("difficulty-qwen3", dict(families=["qwen3"])),
+    ("corpus-kmeans-30", dict(cluster_method="kmeans", cluster_count=16, corpus_size=3600)),
+    ("corpus-teacher-qwen3-30", dict(backend="transformers", model="student-qwen3-distilled", revision="x"))])
+def test_what_a_branch_of_the_run_changed_is_no_setting_of_the_run(as_filed, branch, params):
+    folder = as_filed.parent/branch
+    folder.mkdir(exist_ok=True)
+    write_json(folder/"stage.json", dict(stage=branch, params=params, inputs={}))
+    own = read_json(as_filed/"stage.json")
+    write_json(as_filed/"stage.json", own | dict(inputs=own["inputs"] | {branch: {}}))
+    assert command(as_filed)[0] == "make replicate PROFILE=tiny" and "nothing otherwise" in command(as_filed)[1]
+
+def test_a_free_answer_ends_as_the_student_was_taught_in_a_chat_or_not():
+    "Gemma 3 closes a turn with another token than a text."
+    from transformers import AutoTokenizer
+    tok = AutoTokenizer.from_pretrained(base.students_folder()/"gemma3")
+    asked = []
+    class Ended(SentimentAnalyzer):
+        def _written(self, ids, limit, stop): asked.append(set(stop)); return [[9, turn], [9, text], [9, 9]], [1.0] * 3
+    model = base.new_model("gemma3", len(tok), 32, 2, 2, tokenizer=tok)
+    turn, text = tok.convert_tokens_to_ids("<end_of_turn>"), tok.eos_token_id
+    made = Ended(model, tok, load_settings("tiny")).ask("What is felt?", TEXTS)
+    assert asked == [{turn, text}] and turn != text and [r.complete for r in made] == [True, True, False]

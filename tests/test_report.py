@@ -8,7 +8,7 @@ from PIL import Image
 from compeffdist.figures import (
     count_range, markdown_table, only_about, save_figure, save_table, set_style, whole_caption,
 )
-from compeffdist.report import LINKED, page_digest, write_report
+from compeffdist.report import UNLINKED, page_digest, write_report
 from compeffdist.settings import UserError, load_settings, project_root
 from compeffdist.store import Store
 
@@ -169,7 +169,12 @@ def test_notebooks_that_git_does_not_keep_are_named_and_not_linked(tmp_path):
     with_notebooks(mini.root)
     page = write_report(mini, "", {}).read_text(encoding="utf-8")
     assert "<li>28_claims.ipynb</li>" in page and not [l for l in parse(page).links if "notebooks/" in l]
-    assert sorted(LINKED) == sorted(re.findall("^!outputs/(.*)/notebooks/", (ROOT/".gitignore").read_text(), re.M))
+    kept = re.findall("^!outputs/(.*)/notebooks/", (ROOT/".gitignore").read_text(), re.M)
+    pages = [p.parent.name for p in ROOT.glob("outputs/*/index.html") if p.parent.name in ("tiny", "mini")]
+    assert sorted(UNLINKED) == sorted(set(pages) - set(kept))
+    own = Store(load_settings("gpu", outputs=str(tmp_path)))
+    with_notebooks(own.root)
+    assert "notebooks/28_claims.ipynb" in parse(write_report(own, "", {}).read_text(encoding="utf-8")).links
 
 @pytest.mark.parametrize("profile", ["tiny", "mini"])
 def test_the_committed_page_is_well_formed_and_shows_what_is_there(profile):

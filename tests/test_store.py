@@ -2,6 +2,7 @@
 import ast
 import os, signal, subprocess, sys, time
 import pytest
+from pathlib import Path
 from compeffdist import store as store_module
 from compeffdist.settings import UserError, load_settings, project_root
 from compeffdist.store import (
@@ -259,9 +260,23 @@ def test_a_branch_renames_its_stages_and_shares_the_rest(tmp_path):
 
 def test_a_stage_knows_the_commit_that_built_it(tmp_path, monkeypatch):
     from compeffdist import store as module
-    monkeypatch.setattr(module, "git_commit", lambda root: "abc")
+    monkeypatch.setattr(module, "git_commit", lambda: "abc")
     store = Store(load_settings("tiny", outputs=str(tmp_path)))
     build = lambda out, work: write_json(out/"x.json", 1) or {}
     store.stage("first", build)
-    monkeypatch.setattr(module, "git_commit", lambda root: "later")
+    monkeypatch.setattr(module, "git_commit", lambda: "later")
     assert store.stage("first", build).cached and store.stages()[0]["commit"] == "abc"
+
+def test_a_stage_is_built_outside_a_project_and_without_git(tmp_path, monkeypatch):
+    store = Store(load_settings("tiny", outputs=str(tmp_path/"out")))
+    build = lambda out, work: write_json(out/"x.json", 1) or {}
+    monkeypatch.chdir(tmp_path); monkeypatch.delenv("COMPEFFDIST_ROOT", raising=False)
+    store.stage("first", build)
+    monkeypatch.chdir(project_root(Path(__file__))); monkeypatch.setenv("PATH", str(tmp_path))
+    store.stage("second", build)
+    assert [s["commit"] for s in store.stages()] == ["unknown", "unknown"]
+
+def test_a_branch_of_a_branch_keeps_both_names(tmp_path):
+    store = Store(load_settings("tiny", outputs=str(tmp_path)))
+    inner = store.branch("a", ["one"]).branch("b", ["two"])
+    assert [inner.named(n) for n in ("one", "two", "three")] == ["one-a", "two-b", "three"]

@@ -689,6 +689,15 @@ def _check_call(tasks, shots, seeds, limit):
     ):
         if not good: raise UserError(f"{name} = {value!r} is not accepted. Allowed: {wanted}.")
 
+def _all_collisions(parts, tokenizer, settings):
+    "The labels of each task that share their first token, in words."
+    shared = {
+        p[0].task.name: collisions(label_paths(p[0].task, tokenizer, settings.eval_chat_template))
+        for p in parts
+        if p[0].task.labels
+    }
+    return "; ".join(f"{t}: {' = '.join(g)}" for t, gs in shared.items() for g in gs) or "none"
+
 # %% ../nbs/11a_evaluate.ipynb #16c92909
 def evaluate(
     model_or_teacher: Any, # a checkpoint's folder, a (model, tokenizer) pair, a `Student`, or a teacher
@@ -772,15 +781,6 @@ def _stage_answerer(settings, store, family, system, model_stage):
     if family == "baseline": return Baseline(system, store.path("benchmark", "benchmark"))
     if system == "teacher": return TeacherStudent(load_teacher(settings), store.record, settings)
     return Student.from_pretrained(store.path(model_stage), settings)
-
-def _all_collisions(parts, tokenizer, settings):
-    "The labels of each task that share their first token, in words."
-    shared = {
-        p[0].task.name: collisions(label_paths(p[0].task, tokenizer, settings.eval_chat_template))
-        for p in parts
-        if p[0].task.labels
-    }
-    return "; ".join(f"{t}: {' = '.join(g)}" for t, gs in shared.items() for g in gs) or "none"
 
 # %% ../nbs/11a_evaluate.ipynb #89d93ed8
 def evaluation_stage(

@@ -580,7 +580,7 @@ def loss_figure(
                 [p["loss"] for p in log["curve"]],
                 label=f"{name} ({log['steps']:,} steps)", color=shade, lw=width, ls=dash)
         ax.set(title=title, xlabel="share of training (%)", yscale="log")
-        ax.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        ax.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.22))
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(ScalarFormatter())

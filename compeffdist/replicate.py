@@ -266,7 +266,8 @@ def write_manifest(
     if kept and (store.root/"manifest.json").is_file(): # of the run that did the work
         known = read_json(store.root/"manifest.json")
         peak = max(peak, known.get("peak_process_gib", 0))
-        if set(kept) == set(durations): made |= {k: known[k] for k in made if k in known} # nothing was opened
+        if set(kept) == set(durations): # nothing was opened
+            made = made | {k: known[k] for k in made if k in known} | dict(seconds_unchanged=made["seconds"])
     write_json(store.root/"manifest.json", dict(
         profile=store.settings.profile, **made,
         settings=_public(store.settings), machine=machine(),

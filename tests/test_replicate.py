@@ -160,6 +160,7 @@ def test_nothing_changed_means_nothing_is_opened(counted, capsys):
         and "unchanged, not run" in capsys.readouterr().out
         and manifest["unchanged"] == ["00_a"]
         and manifest["stages_built"] == built["stages_built"] and manifest["seconds"] == built["seconds"]
+        and manifest["seconds_unchanged"] < 60 and "seconds_unchanged" not in built
         and manifest["notebooks"]["00_a"] > 0
     )
     replicate("tiny", rerun=True)

@@ -64,3 +64,18 @@ def build_checkpoint(folder):
 def tiny_checkpoint(tmp_path_factory):
     "Folder of a tiny random Llama with a byte-level BPE tokenizer and a chat template."
     return build_checkpoint(tmp_path_factory.mktemp("tiny-llama"))
+
+@pytest.fixture
+def smallest_students(tmp_path, monkeypatch):
+    "Two families' base students of one layer in the place of those that the package ships."
+    from compeffdist import base
+    shipped, lines = tmp_path/"shipped", [
+        "The soup was lovely.", "A dull film.", "Great, another delay. Just what I needed.",
+        "I miss you so much.", "The shop opens at nine.", "Terrible service!"] * 6
+    for family in ("llama", "qwen3"):
+        base.build_base(
+            family, [f"{t} {i}" for i, t in enumerate(lines)], shipped/family,
+            steps=1, batch=2, vocab=420, hidden=16, layers=1, heads=2)
+        base.seal(shipped/family, family=family)
+    monkeypatch.setattr(base, "students_folder", lambda: shipped)
+    return shipped

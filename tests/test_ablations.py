@@ -186,16 +186,7 @@ def test_every_control_is_among_the_systems():
             {f"{kind}-{100 * s.ablation_rate:g}" for kind in ("random", "difficulty")}
             <= {x.name for x in systems(s)})
 
-def test_a_whole_small_run(tmp_path, monkeypatch):
-    shipped, lines = tmp_path/"shipped", [
-        "The soup was lovely.", "A dull film.", "Great, another delay. Just what I needed.",
-        "I miss you so much.", "The shop opens at nine.", "Terrible service!"] * 6
-    for family in ("llama", "qwen3"):
-        base.build_base(
-            family, [f"{t} {i}" for i, t in enumerate(lines)], shipped/family,
-            steps=1, batch=2, vocab=420, hidden=16, layers=1, heads=2)
-        base.seal(shipped/family, family=family)
-    monkeypatch.setattr(base, "students_folder", lambda: shipped)
+def test_a_whole_small_run(tmp_path, monkeypatch, smallest_students):
     s = load_settings(
         "tiny", curve_draws=1, outputs=str(tmp_path/"out"), ablations=True, lineage=False, ablation_rate=0.3,
         families="llama", difficulty_proxies="package:qwen3", other_clusterings="kmeans", other_counts="2",

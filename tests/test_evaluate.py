@@ -548,18 +548,19 @@ def test_one_set_of_demonstrations_for_a_task_or_one_for_each_item(folder):
     each, one = shown("item"), shown("task")
     assert len(set(each)) > 2 and len(set(one[:5])) == len(set(one[5:])) == 1 and one[0] != one[5]
 
-def test_labels_that_begin_alike_are_reported(folder, tokenizer):
-    mine = TASKS["sst2"].__class__(**vars(TASKS["sst2"]) | dict(name="sst2"))
-    model = make_model("llama", len(tokenizer))
-    first = lambda label: tokenizer(" " + label, add_special_tokens=False)["input_ids"][0]
-    same = len({first(l) for l in mine.labels}) < len(mine.labels)
+@pytest.mark.parametrize("rule, told", [("first token", 1), ("whole label", 0)])
+def test_labels_that_begin_alike_are_reported(folder, tokenizer, monkeypatch, rule, told):
     import warnings
+    from compeffdist import evaluate as module
+    monkeypatch.setattr(
+        module, "label_paths", lambda task, *a: {l: [5, 6 + k, 0] for k, l in enumerate(task.labels)})
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        evaluate((model, tokenizer), ["intimacy", "sst2"], 0, [42], 2, folder=folder, settings=settings())
-    told = [str(w.message) for w in seen if "begin with the same token" in str(w.message)]
-    shares = lambda t: len({first(l) for l in TASKS[t].labels}) < len(TASKS[t].labels)
-    assert bool(told) == (same or shares("intimacy"))
+        evaluate(
+            (make_model("llama", len(tokenizer)), tokenizer), ["sst2"], 0, [42], 2, folder=folder,
+            settings=settings(eval_label_rule=rule))
+    found = [str(w.message) for w in seen if "begin with the same token" in str(w.message)]
+    assert len(found) == told and all("sst2: negative = positive" in f for f in found)
 
 
 @pytest.mark.parametrize("said", [

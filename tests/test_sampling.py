@@ -221,23 +221,13 @@ def test_another_measure_is_another_column_and_a_missing_one_is_named():
         sample_by_difficulty(d, .3, column="perplexity_score")
 
 
-def test_a_familys_sample_goes_by_its_own_students_difficulty(tmp_path, monkeypatch):
+def test_a_familys_sample_goes_by_its_own_students_difficulty(tmp_path, smallest_students):
     "The twin: a run in which that family is the first."
-    from compeffdist import base
     from compeffdist.difficulty import difficulty_stage
     from compeffdist.sampling import sampling_stage, system_sample
     from compeffdist.settings import load_settings
     from compeffdist.store import Store, write_rows
     from compeffdist.systems import System
-    shipped, lines = tmp_path/"shipped", [
-        "The soup was lovely.", "A dull film.", "Great, another delay. Just what I needed.",
-        "I miss you so much.", "The shop opens at nine.", "Terrible service!"] * 6
-    for family in ("llama", "qwen3"):
-        base.build_base(
-            family, [f"{t} {i}" for i, t in enumerate(lines)], shipped/family,
-            steps=1, batch=2, vocab=420, hidden=16, layers=1, heads=2)
-        base.seal(shipped/family, family=family)
-    monkeypatch.setattr(base, "students_folder", lambda: shipped)
     rows = corpus(60, 3).drop(columns="rank_score").assign(
         prompt=[f"Judge text {i}. Output:" for i in range(60)], answer=["lovely", "a dull film"] * 30)
     def store_of(families, name):

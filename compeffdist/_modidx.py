@@ -1108,6 +1108,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'compeffdist.students._trainer_class': ('students.html#_trainer_class', 'compeffdist/students.py'),
                                       'compeffdist.students.encode_rows': ('students.html#encode_rows', 'compeffdist/students.py'),
                                       'compeffdist.students.finetune': ('students.html#finetune', 'compeffdist/students.py'),
+                                      'compeffdist.students.length_order': ('students.html#length_order', 'compeffdist/students.py'),
                                       'compeffdist.students.load_student': ('students.html#load_student', 'compeffdist/students.py'),
                                       'compeffdist.students.loss_figure': ('students.html#loss_figure', 'compeffdist/students.py'),
                                       'compeffdist.students.mask_picture': ('students.html#mask_picture', 'compeffdist/students.py'),

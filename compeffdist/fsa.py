@@ -11,7 +11,7 @@ __all__ = ['FSA_SETS', 'FSA_SPLITS', 'FSA_POLARITIES', 'FSA_PROMPTS', 'NEWLINE',
            'export_t5']
 
 # %% ../nbs/12a_fsa.ipynb #d3d4f616
-import json, random, re, shutil
+import json, re, shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -469,20 +469,12 @@ def _t5_arguments(settings, work, epochs, batch, lr, seed):
 # %% ../nbs/12a_fsa.ipynb #9a41c255
 def _t5_trainer(batch, **given):
     "A trainer whose batches hold inputs of similar length, in an order that a resumed run has too."
-    import torch
     from transformers import Trainer
     from transformers.trainer_callback import PrinterCallback
-    from compeffdist.base import length_batches
-    class Order(torch.utils.data.Sampler):
-        def __init__(self, lengths, seed): self.lengths, self.seed, self.epoch = lengths, seed, 0
-        def __len__(self): return len(self.lengths)
-        def set_epoch(self, epoch): self.epoch = int(epoch)
-        def __iter__(self):
-            batches = length_batches(self.lengths, batch, random.Random(f"{self.seed}/{self.epoch}"))
-            return iter([i for b in sorted(batches, key=lambda b: len(b) < batch) for i in b])
+    from compeffdist.students import length_order
     class T5Trainer(Trainer):
         def _get_train_sampler(self, train_dataset=None):
-            return Order([len(r["input_ids"]) for r in self.train_dataset], self.args.seed)
+            return length_order([len(r["input_ids"]) for r in self.train_dataset], batch, self.args.seed)
     trainer = T5Trainer(**given)
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FSDP', 'CURVE', 'LM_SHARE', 'TRAIN_KEYS', 'encode_rows', 'mask_picture', 'train_processes', 'training_arguments',
-           'weighted_loss', 'finetune', 'load_student', 'sample_file', 'student_stage', 'loss_figure']
+           'weighted_loss', 'length_order', 'finetune', 'load_student', 'sample_file', 'student_stage', 'loss_figure']
 
 # %% ../nbs/10_students.ipynb #1823b448
 import logging, math, os, random, time, warnings
@@ -290,11 +290,14 @@ def _frugal_trainer(batch, power):
                 stacklevel=2)
     return Frugal
 
-# %% ../nbs/10_students.ipynb #d307db8b
-def _trainer_class(batch, power, lm_weight):
-    "The trainer that takes its batches from `length_batches` (unless rows are packed) and prints nothing."
+# %% ../nbs/10_students.ipynb #d307db8a
+def length_order(
+    lengths: Sequence[int], # of the training rows
+    batch: int, # rows of a batch
+    seed: int, # the order of an epoch depends on it and on the epoch alone, so a resumed run has it, too
+): # torch sampler with set_epoch
+    "Rows in batches of similar length (`length_batches`), the shorter batches last."
     import torch
-    from transformers.trainer_callback import PrinterCallback
     class Order(torch.utils.data.Sampler):
         def __init__(self, lengths, seed): self.lengths, self.seed, self.epoch = lengths, seed, 0
         def __len__(self): return len(self.lengths)
@@ -302,6 +305,12 @@ def _trainer_class(batch, power, lm_weight):
         def __iter__(self):
             batches = length_batches(self.lengths, batch, random.Random(f"{self.seed}/{self.epoch}"))
             return iter([i for b in sorted(batches, key=lambda b: len(b) < batch) for i in b])
+    return Order(lengths, seed)
+
+# %% ../nbs/10_students.ipynb #d307db8b
+def _trainer_class(batch, power, lm_weight):
+    "The trainer that takes its batches from `length_batches` (unless rows are packed) and prints nothing."
+    from transformers.trainer_callback import PrinterCallback
     class Distiller(_frugal_trainer(batch, power)):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
@@ -322,7 +331,7 @@ def _trainer_class(batch, power, lm_weight):
             return super()._run_epoch(**kw)
         def _get_train_sampler(self, train_dataset=None):
             if self.args.packing: return super()._get_train_sampler(train_dataset)
-            return Order([len(ids) for ids in self.train_dataset["input_ids"]], self.args.seed)
+            return length_order([len(ids) for ids in self.train_dataset["input_ids"]], batch, self.args.seed)
     return Distiller
 
 # %% ../nbs/10_students.ipynb #490c5cf0
